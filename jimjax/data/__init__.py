@@ -1,0 +1,1 @@
+"""Test molecules, simulated data, and the particles of an experiment in memory."""

@@ -1,0 +1,391 @@
+"""The particles of one experiment in memory: volumes, tilt ranges, halves, and maybe truth.
+
+Loading checks everything that would otherwise surface as a NaN or a crash far from its cause.
+Every mistake is one `InputError` that names the file, the particle and the remedy. Files are
+only read. Poses and classes of a STAR file are left out unless asked for, so that the truth
+of simulated data cannot leak into training.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from jimjax.io import mrc, star
+from jimjax.io.convert import (
+    relion_from_rotation,
+    relion_from_shift,
+    rotation_from_relion,
+    shift_from_relion,
+)
+from jimjax.io.errors import InputError, InputWarning
+from jimjax.io.files import PathLike
+
+VOXEL_SIZE_TOLERANCE = 1e-2  # relative; beyond it, two voxel sizes are two voxel sizes
+MAX_LISTED = 5  # names listed in one message
+
+
+@dataclass(frozen=True, eq=False)
+class Subtomograms:
+    """Particles of one box size and one voxel size.
+
+    Attributes:
+        volumes: ``(n, z, y, x)`` float32.
+        tilt_ranges: ``(n, 2)`` float32, lowest and highest tilt in degrees.
+        voxel_size: angstrom.
+        names: absolute ``N@path`` or path of each particle.
+        halves: ``(n,)`` int, 1 or 2.
+        rotations: ``(n, 3, 3)`` reference into particle; None if not known or not asked for.
+        shifts: ``(n, 3)`` voxels, (x, y, z); None together with ``rotations``.
+        labels: ``(n,)`` int classes from 0; None if not known or not asked for.
+    """
+
+    volumes: np.ndarray
+    tilt_ranges: np.ndarray
+    voxel_size: float
+    names: tuple[str, ...]
+    halves: np.ndarray
+    rotations: np.ndarray | None = None
+    shifts: np.ndarray | None = None
+    labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> "Subtomograms":
+        """The particles ``indices`` (0-based, or a boolean mask), in that order."""
+        rows = np.arange(len(self))[np.asarray(indices, dtype=_index_dtype(indices))]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in values.items():
+            if isinstance(value, np.ndarray):
+                values[name] = value[rows]
+        values["names"] = tuple(self.names[row] for row in rows)
+        return Subtomograms(**values)
+
+
+def load(
+    star_path: PathLike,
+    *,
+    tilt_range: tuple[float, float] | None = None,
+    voxel_size: float | None = None,
+    with_poses: bool = False,
+) -> Subtomograms:
+    """Reads the particles that a STAR file lists.
+
+    Args:
+        star_path: RELION particle STAR file; relative image names are looked for in its
+            folder, then in the working directory.
+        tilt_range: lowest and highest tilt in degrees for all particles; from columns
+            jimTiltMin and jimTiltMax (of the particles or their optics groups) if None.
+        voxel_size: angstrom; from rlnImagePixelSize, or else the images' headers, if None.
+        with_poses: also read angles, origins and rlnClassNumber. The angles are those of the
+            volume as it lies in the file: rlnTomoSubtomogramRot and its like are not applied.
+
+    Raises:
+        InputError: if anything does not fit; the first mistake found, as one sentence.
+    """
+    table = star.read_particles(star_path)
+    references = table.image_references()
+    names = tuple(_name(reference) for reference in references)
+    tilt_ranges = _tilt_ranges(table, tilt_range)
+    halves = _halves(table)
+    star_voxel_size = _star_voxel_size(table) if voxel_size is None else voxel_size
+    if star_voxel_size is not None and not (np.isfinite(star_voxel_size) and star_voxel_size > 0):
+        raise InputError(f"{table.name}: voxel size must be positive, got {star_voxel_size} A")
+    with _one_warning_of_a_kind():
+        volumes, header_sizes = _read_volumes(table, references, star_voxel_size)
+    size = star_voxel_size or _header_voxel_size(table, header_sizes)
+    _check_voxels(table, volumes, names)
+    rotations, shifts, labels = _truth(table, size) if with_poses else (None, None, None)
+    return Subtomograms(volumes, tilt_ranges, float(size), names, halves, rotations, shifts, labels)
+
+
+def to_star(particles: Subtomograms, path: PathLike, *, stack_path: PathLike) -> None:
+    """Writes a volume stack and the STAR file that lists it.
+
+    Args:
+        particles: what to write; poses and classes are written if it has them.
+        path: STAR file to make or replace; image names are relative to its folder.
+        stack_path: MRC stack to make or replace.
+
+    Raises:
+        InputError: if a value is not finite or a folder is missing.
+    """
+    star_folder = os.path.realpath(Path(path).parent)
+    stack = os.path.join(os.path.realpath(Path(stack_path).parent), Path(stack_path).name)
+    relative = os.path.relpath(stack, star_folder)
+    num = len(particles)
+    columns: dict[str, Sequence] = {
+        "rlnImageName": [f"{n:06d}@{relative}" for n in range(1, num + 1)],
+        "rlnOpticsGroup": [1] * num,
+        "rlnRandomSubset": particles.halves,
+        "jimTiltMin": particles.tilt_ranges[:, 0],
+        "jimTiltMax": particles.tilt_ranges[:, 1],
+    }
+    if particles.rotations is not None:
+        angles = relion_from_rotation(particles.rotations).T
+        columns |= dict(zip(("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"), angles, strict=True))
+    if particles.shifts is not None:
+        origins = relion_from_shift(particles.shifts, particles.voxel_size).T
+        names = ("rlnOriginXAngst", "rlnOriginYAngst", "rlnOriginZAngst")
+        columns |= dict(zip(names, origins, strict=True))
+    if particles.labels is not None:
+        columns["rlnClassNumber"] = np.asarray(particles.labels) + 1
+    optics = {
+        "rlnOpticsGroup": [1],
+        "rlnOpticsGroupName": ["opticsGroup1"],
+        "rlnImagePixelSize": [particles.voxel_size],
+        "rlnImageSize": [particles.volumes.shape[-1]],
+        "rlnImageDimensionality": [3],
+    }
+    table = star.new_table(columns, optics)
+    mrc.write_stack(stack_path, particles.volumes, voxel_size=particles.voxel_size)
+    table.write(path)
+
+
+def normalize(volumes: np.ndarray) -> np.ndarray:
+    """Gives each particle zero mean and unit standard deviation.
+
+    Args:
+        volumes: ``(n, z, y, x)``.
+
+    Returns:
+        The same shape in float32; a constant particle becomes zeros.
+    """
+    out = np.empty(volumes.shape, np.float32)
+    for place, volume in enumerate(volumes):
+        centred = volume - volume.mean(dtype=np.float64)
+        deviation = centred.std()
+        is_constant = deviation <= np.abs(volume).max(initial=0.0) * np.finfo(np.float32).eps
+        out[place] = 0.0 if is_constant else centred / deviation
+    return out
+
+
+@contextlib.contextmanager
+def _one_warning_of_a_kind() -> Iterator[None]:
+    """Thousands of files with the same oddity are one warning that tells how many they are."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", InputWarning)
+        yield
+    kinds: dict[str, list[warnings.WarningMessage]] = {}
+    for warning in caught:
+        # The message without its file name (up to ': ') and without numbers.
+        kind = re.sub(r"[0-9.]+", "", str(warning.message).split(": ", 1)[-1])
+        kinds.setdefault(kind, []).append(warning)
+    for first, *others in kinds.values():
+        more = f" (and {len(others)} more files)" if others else ""
+        warnings.warn(f"{first.message}{more}", first.category, stacklevel=4)
+
+
+def _index_dtype(indices: Sequence[int] | np.ndarray) -> type:
+    return bool if np.asarray(indices).dtype == bool else np.intp
+
+
+def _name(reference: mrc.ImageReference) -> str:
+    if reference.index is None:
+        return str(reference.path)
+    return f"{reference.index}@{reference.path}"
+
+
+def _tilt_ranges(table: star.ParticleTable, tilt_range: tuple[float, float] | None) -> np.ndarray:
+    if tilt_range is not None:
+        low, high = (float(limit) for limit in tilt_range)
+        if not -90 <= low < high <= 90:
+            raise InputError(
+                f"tilt range must be -90 <= lowest < highest <= 90 degrees, got {low} to {high}"
+            )
+        return np.tile(np.array([low, high], np.float32), (table.num_particles, 1))
+    limits = [_from_particles_or_optics(table, name) for name in ("jimTiltMin", "jimTiltMax")]
+    if limits[0] is None or limits[1] is None:
+        raise InputError(
+            f"{table.name}: the tilt range is not known; pass --tilt-min and --tilt-max,"
+            " or add columns jimTiltMin and jimTiltMax (degrees)"
+        )
+    low, high = limits
+    is_valid = (low >= -90) & (low < high) & (high <= 90)
+    if not np.all(is_valid):
+        row = int(np.argmin(is_valid))
+        raise table.error(
+            row,
+            "jimTiltMin and jimTiltMax must be -90 <= min < max <= 90 degrees,"
+            f" got {low[row]:g} and {high[row]:g}",
+        )
+    return np.stack([low, high], axis=1).astype(np.float32)
+
+
+def _from_particles_or_optics(table: star.ParticleTable, name: str) -> np.ndarray | None:
+    return table.floats(name) if name in table.columns else table.optics_floats(name)
+
+
+def _halves(table: star.ParticleTable) -> np.ndarray:
+    if "rlnRandomSubset" not in table.columns:
+        digests = [hashlib.sha256(name.encode()).digest() for name in table.strings("rlnImageName")]
+        return np.array([1 + digest[0] % 2 for digest in digests], np.int32)
+    halves = table.ints("rlnRandomSubset")
+    is_valid = (halves == 1) | (halves == 2)
+    if not np.all(is_valid):
+        row = int(np.argmin(is_valid))
+        raise table.error(row, f"rlnRandomSubset must be 1 or 2, got {halves[row]}")
+    return halves.astype(np.int32)
+
+
+def _star_voxel_size(table: star.ParticleTable) -> float | None:
+    for name in ("rlnImagePixelSize", "rlnPixelSize"):
+        sizes = _from_particles_or_optics(table, name)
+        if sizes is not None:
+            return _common_voxel_size(table, sizes, name)
+    return None
+
+
+def _header_voxel_size(table: star.ParticleTable, sizes: list[float | None]) -> float:
+    missing = [row for row, size in enumerate(sizes) if size is None]
+    if missing:
+        raise table.error(
+            missing[0],
+            "the voxel size is neither in the STAR file (rlnImagePixelSize) nor in the image's"
+            " header; pass --voxel-size",
+        )
+    return _common_voxel_size(table, np.array(sizes), "the headers' voxel size")
+
+
+def _common_voxel_size(table: star.ParticleTable, sizes: np.ndarray, what: str) -> float:
+    differs = np.abs(sizes - sizes[0]) > VOXEL_SIZE_TOLERANCE * np.abs(sizes[0])
+    if np.any(differs):
+        row = int(np.argmax(differs))
+        raise table.error(
+            row,
+            f"{what} is {sizes[row]:g} A but {sizes[0]:g} A for particle 1;"
+            " load particles of one voxel size, or rescale them",
+        )
+    return float(sizes[0])
+
+
+def _read_volumes(
+    table: star.ParticleTable, references: list[mrc.ImageReference], voxel_size: float | None
+) -> tuple[np.ndarray, list[float | None]]:
+    """Reads all particles, opening each file once; also gives the headers' voxel sizes."""
+    rows_of_file: dict[Path, list[int]] = {}
+    for row, reference in enumerate(references):
+        rows_of_file.setdefault(reference.path, []).append(row)
+    volumes = None
+    sizes: list[float | None] = [None] * len(references)
+    for path, rows in rows_of_file.items():
+        data, size = _read_file(table, path, rows, references, voxel_size)
+        if volumes is None:
+            volumes = _allocate(table, len(references), data.shape[1:])
+        if data.shape[1:] != volumes.shape[1:]:
+            raise _mixed_boxes(table, rows_of_file)
+        volumes[rows] = data
+        for row in rows:
+            sizes[row] = size
+    return volumes, sizes
+
+
+def _read_file(
+    table: star.ParticleTable,
+    path: Path,
+    rows: list[int],
+    references: list[mrc.ImageReference],
+    voxel_size: float | None,
+) -> mrc.Stack:
+    indices = [references[row].index for row in rows]
+    try:
+        if None in indices:
+            volume = mrc.read_volume(path, voxel_size=voxel_size)
+            return mrc.Stack(np.repeat(volume.data[None], len(rows), axis=0), volume.voxel_size)
+        return mrc.read_images(path, indices, voxel_size=voxel_size)
+    except mrc.MrcIndexError as problem:
+        raise table.error(rows[indices.index(problem.index)], str(problem)) from problem
+    except mrc.MrcFormatError as problem:
+        raise table.error(rows[0], str(problem)) from problem
+
+
+def _allocate(table: star.ParticleTable, num: int, shape: tuple[int, ...]) -> np.ndarray:
+    if len(set(shape)) != 1:
+        size = " x ".join(map(str, shape[::-1]))
+        raise table.error(
+            0,
+            f"expected a cubic box, got {size} voxels; crop or pad the particles"
+            " (stacks of 2-D images cannot be used: extract 3-D particles)",
+        )
+    try:
+        return np.empty((num, *shape), np.float32)
+    except MemoryError as problem:
+        need = num * np.prod(shape, dtype=float) * 4 / 2**30
+        raise InputError(
+            f"{table.name}: {num} particles of {shape[0]}^3 voxels need {need:.3g} GiB of memory;"
+            " select fewer particles or bin them"
+        ) from problem
+
+
+def _mixed_boxes(table: star.ParticleTable, rows_of_file: dict[Path, list[int]]) -> InputError:
+    example_of_size: dict[tuple[int, ...], Path] = {}
+    for path in rows_of_file:
+        example_of_size.setdefault(mrc.read_box(path), path)
+    listed = list(example_of_size.items())
+    sizes = ", ".join(
+        f"{' x '.join(map(str, shape[::-1]))} ({path})" for shape, path in listed[:MAX_LISTED]
+    )
+    more = f" and {len(listed) - MAX_LISTED} more" if len(listed) > MAX_LISTED else ""
+    return InputError(
+        f"{table.name}: all particles must have one box size, found {sizes}{more};"
+        " crop, pad or re-extract them"
+    )
+
+
+def _check_voxels(table: star.ParticleTable, volumes: np.ndarray, names: tuple[str, ...]) -> None:
+    constant = []
+    for row, volume in enumerate(volumes):
+        is_finite = np.isfinite(volume)
+        if not np.all(is_finite):
+            first = tuple(np.argwhere(~is_finite)[0].tolist())
+            raise table.error(
+                row,
+                f"{names[row]} has {volume.size - int(np.count_nonzero(is_finite))} voxels that are"
+                f" NaN or infinite, the first at [z, y, x] = {list(first)};"
+                " leave this particle out or extract it again",
+            )
+        if volume.min() == volume.max():
+            constant.append(names[row])
+    if constant:
+        listed = ", ".join(constant[:MAX_LISTED])
+        more = f" and {len(constant) - MAX_LISTED} more" if len(constant) > MAX_LISTED else ""
+        raise InputError(
+            f"{table.name}: {len(constant)} particles are constant, without any signal: {listed}"
+            f"{more}; leave them out"
+        )
+
+
+def _truth(
+    table: star.ParticleTable, voxel_size: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Rotations, shifts and classes of the table."""
+    angle_names = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
+    table.require(*angle_names)
+    rotations = rotation_from_relion(np.stack([table.floats(name) for name in angle_names], axis=1))
+    labels = None
+    if "rlnClassNumber" in table.columns:
+        classes = table.ints("rlnClassNumber")
+        is_valid = (classes >= 1) & (classes <= np.iinfo(np.int32).max)
+        if not np.all(is_valid):
+            row = int(np.argmin(is_valid))
+            raise table.error(row, f"rlnClassNumber must count from 1, got {classes[row]}")
+        labels = (classes - 1).astype(np.int32)
+    return rotations.astype(np.float32), _shifts(table, voxel_size), labels
+
+
+def _shifts(table: star.ParticleTable, voxel_size: float) -> np.ndarray:
+    in_angstrom = [f"rlnOrigin{axis}Angst" for axis in "XYZ"]
+    in_voxels = [f"rlnOrigin{axis}" for axis in "XYZ"]  # RELION 3.0 and older
+    for names, unit in ((in_angstrom, voxel_size), (in_voxels, 1.0)):
+        if any(name in table.columns for name in names):
+            table.require(*names)
+            origins = np.stack([table.floats(name) for name in names], axis=1)
+            return shift_from_relion(origins, unit).astype(np.float32)
+    return np.zeros((table.num_particles, 3), np.float32)

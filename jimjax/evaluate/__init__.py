@@ -1,0 +1,29 @@
+"""Scores of classes and poses against a known truth; numpy only, float64."""
+
+from jimjax.evaluate.clustering import (
+    clustering_accuracy,
+    contingency_table,
+    match_labels,
+    score_clustering,
+)
+from jimjax.evaluate.pose import (
+    PoseErrors,
+    relative_pose_errors,
+    rotation_error_degrees,
+    sample_pairs,
+    score_poses,
+)
+from jimjax.evaluate.summary import evaluate
+
+__all__ = [
+    "PoseErrors",
+    "clustering_accuracy",
+    "contingency_table",
+    "evaluate",
+    "match_labels",
+    "relative_pose_errors",
+    "rotation_error_degrees",
+    "sample_pairs",
+    "score_clustering",
+    "score_poses",
+]

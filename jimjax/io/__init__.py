@@ -1,0 +1,55 @@
+"""Files to numpy and back: MRC volumes, STAR particle tables, foreign conventions.
+
+Nothing here imports jax. Every mistake in a user's file is an `InputError`: one
+sentence that names the file, the place, what was expected and what to do.
+"""
+
+from jimjax.io.convert import (
+    relion_from_rotation,
+    relion_from_shift,
+    rotation_from_relion,
+    shift_from_relion,
+)
+from jimjax.io.errors import InputError, InputWarning
+from jimjax.io.mrc import (
+    ImageReference,
+    MrcFormatError,
+    MrcIndexError,
+    Stack,
+    Volume,
+    parse_image_name,
+    read_box,
+    read_images,
+    read_particle,
+    read_stack_image,
+    read_volume,
+    write_stack,
+    write_volume,
+)
+from jimjax.io.star import ParticleTable, StarFormatError, new_table, read_particles
+
+__all__ = [
+    "ImageReference",
+    "InputError",
+    "InputWarning",
+    "MrcFormatError",
+    "MrcIndexError",
+    "ParticleTable",
+    "Stack",
+    "StarFormatError",
+    "Volume",
+    "new_table",
+    "parse_image_name",
+    "read_box",
+    "read_images",
+    "read_particle",
+    "read_particles",
+    "read_stack_image",
+    "read_volume",
+    "relion_from_rotation",
+    "relion_from_shift",
+    "rotation_from_relion",
+    "shift_from_relion",
+    "write_stack",
+    "write_volume",
+]

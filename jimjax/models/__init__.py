@@ -1,0 +1,1 @@
+"""Network definitions and the seam through which everything else uses them."""

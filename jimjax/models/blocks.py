@@ -1,0 +1,202 @@
+"""Building blocks shared by the networks: convolution, dilated stack, extractor."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jimjax.ops.conv import conv3d
+from jimjax.ops.fourier import spectral_pool
+from jimjax.ops.isotropic import NUM_RADII, SHELL_SIZES, isotropic_conv3d
+
+BATCH_NORM_EPSILON = 1e-3  # Keras' default, which Gum-Net was trained with
+DILATIONS = (1, 2, 3)  # hybrid dilation: no voxel of the 13^3 field is skipped
+PADDINGS = ("same", "valid")
+
+Kernel = Literal["full", "isotropic"]
+Pool = Literal["max", "mean", "std"]
+
+
+@dataclass(frozen=True)
+class ExtractorConfig:
+    """A feature extractor: dilated stacks between spectral poolings, then one convolution.
+
+    Attributes:
+        widths: channels of each dilated stack.
+        sizes: side of the feature map in each stack, then of the closing convolution's input;
+            the first differs from the box only where the input itself is pooled.
+        keeps: cosine frequencies kept on the way to each of those sides (at most the side).
+        num_features: channels of the closing convolution.
+        closing_padding: "same", or "valid" for a result smaller by two voxels.
+        kernel: "full" 3^3 kernels, or "isotropic" ones that are radial.
+        pools: statistics over the box that describe a whole particle.
+        momentum: of the running batch norm statistics.
+    """
+
+    widths: tuple[int, ...]
+    sizes: tuple[int, ...]
+    keeps: tuple[int, ...]
+    num_features: int
+    closing_padding: str = "same"
+    kernel: Kernel = "full"
+    pools: tuple[Pool, ...] = ("max",)
+    momentum: float = 0.99
+
+    def __post_init__(self) -> None:
+        """Refuses sizes that cannot be built."""
+        if not len(self.sizes) == len(self.keeps) == len(self.widths) + 1:
+            raise ValueError(
+                "sizes and keeps need one entry per dilated stack and one for the closing "
+                f"convolution, got {len(self.widths)} widths, {len(self.sizes)} sizes and "
+                f"{len(self.keeps)} keeps"
+            )
+        if any(keep > size for keep, size in zip(self.keeps, self.sizes, strict=True)):
+            raise ValueError(f"keeps {self.keeps} must not exceed sizes {self.sizes}")
+        if self.closing_padding not in PADDINGS:
+            raise ValueError(f"closing_padding must be one of {PADDINGS}")
+
+    @property
+    def out_size(self) -> int:
+        """Side of the resulting feature map in voxels."""
+        return self.sizes[-1] - (2 if self.closing_padding == "valid" else 0)
+
+
+class Conv(nnx.Module):
+    """A 3-D convolution of kernel 3 or 1, full or radial."""
+
+    def __init__(
+        self,
+        num_in: int,
+        num_out: int,
+        *,
+        size: int = 3,
+        dilation: int = 1,
+        stride: int = 1,
+        padding: str = "same",
+        kernel: Kernel = "full",
+        rngs: nnx.Rngs,
+    ):
+        self.dilation, self.stride, self.padding = dilation, stride, padding
+        self.is_isotropic = kernel == "isotropic" and size == 3
+        fans = size**3 * num_in, size**3 * num_out
+        if self.is_isotropic:
+            if padding != "same" or stride != 1:
+                raise ValueError("isotropic kernels need stride 1 and padding 'same'")
+            shape = (NUM_RADII, num_in, num_out)
+        else:
+            shape = (size, size, size, num_in, num_out)
+        # Glorot uniform over the taps that a radial kernel shares as well.
+        limit = (6.0 / sum(fans)) ** 0.5
+        values = jax.random.uniform(rngs.params(), shape, minval=-limit, maxval=limit)
+        if self.is_isotropic:
+            # A shell's taps are one number: scaled so that each shell adds equal variance.
+            shares = jnp.asarray(SHELL_SIZES, jnp.float32)
+            values = values * jnp.sqrt(27.0 / NUM_RADII / shares)[:, None, None]
+        self.kernel = nnx.Param(values)
+        self.bias = nnx.Param(jnp.zeros(num_out))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Convolves ``(batch, z, y, x, in)`` into ``(batch, z', y', x', out)``."""
+        kernel = self.kernel[...]
+        if self.is_isotropic:
+            return isotropic_conv3d(x, kernel, dilation=self.dilation) + self.bias[...]
+        out = conv3d(
+            x, kernel, stride=self.stride, dilation=self.dilation, padding=self.padding
+        )
+        return out + self.bias[...]
+
+
+class DilatedStack(nnx.Module):
+    """Three convolutions of dilation 1, 2, 3 with batch norm and ReLU, plus a shortcut."""
+
+    def __init__(
+        self, num_in: int, num_out: int, *, kernel: Kernel, momentum: float, rngs: nnx.Rngs
+    ):
+        widths = (num_in, *[num_out] * len(DILATIONS))
+        self.convs = nnx.List(
+            [
+                Conv(widths[i], num_out, dilation=dilation, kernel=kernel, rngs=rngs)
+                for i, dilation in enumerate(DILATIONS)
+            ]
+        )
+        self.norms = nnx.List([batch_norm(num_out, momentum, rngs) for _ in DILATIONS])
+        self.shortcut = Conv(num_in, num_out, size=1, rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps ``(batch, z, y, x, in)`` to ``(batch, z, y, x, out)``."""
+        hidden = x
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            hidden = nnx.relu(norm(conv(hidden), use_running_average=not train))
+        return hidden + self.shortcut(x)
+
+
+class Extractor(nnx.Module):
+    """Turns volumes into feature maps, and into a few numbers that describe each volume."""
+
+    def __init__(self, config: ExtractorConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.stacks = nnx.List(
+            [
+                DilatedStack(
+                    before, after, kernel=config.kernel, momentum=config.momentum, rngs=rngs
+                )
+                for before, after in zip((1, *config.widths), config.widths, strict=False)
+            ]
+        )
+        self.closing = Conv(
+            config.widths[-1],
+            config.num_features,
+            padding=config.closing_padding,
+            kernel=config.kernel if config.closing_padding == "same" else "full",
+            rngs=rngs,
+        )
+
+    @property
+    def num_pooled(self) -> int:
+        """Length of the description of one volume."""
+        return len(self.config.pools) * (sum(self.config.widths) + self.config.num_features)
+
+    def __call__(self, volumes: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Extracts features.
+
+        Args:
+            volumes: ``(batch, z, y, x)``.
+            train: whether batch norm uses this batch.
+
+        Returns:
+            Feature maps ``(batch, out_size, out_size, out_size, num_features)`` and
+            descriptions ``(batch, num_pooled)``: each statistic of ``pools`` over the box, for
+            every stack and the features.
+        """
+        config = self.config
+        hidden, maps = volumes[..., None], []
+        for size, keep, stack in zip(config.sizes, config.keeps, self.stacks, strict=False):
+            hidden = stack(pool_to(hidden, keep, size), train=train)
+            maps.append(hidden)
+        features = self.closing(pool_to(hidden, config.keeps[-1], config.sizes[-1]))
+        pooled = [_statistic(m, pool) for m in (*maps, features) for pool in config.pools]
+        return features, jnp.concatenate(pooled, axis=-1)
+
+
+def pool_to(x: jax.Array, keep: int, size: int) -> jax.Array:
+    """Spectrally pools ``(batch, z, y, x, c)`` to a side; as it is where nothing would change."""
+    if x.shape[1] == size == keep:
+        return x
+    return jax.vmap(lambda volume: spectral_pool(volume, keep=keep, out=size))(x)
+
+
+def batch_norm(num_channels: int, momentum: float, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    """Batch norm over batch and space with Keras' epsilon."""
+    return nnx.BatchNorm(num_channels, momentum=momentum, epsilon=BATCH_NORM_EPSILON, rngs=rngs)
+
+
+def _statistic(maps: jax.Array, pool: Pool) -> jax.Array:
+    axes = (1, 2, 3)
+    if pool == "max":
+        return jnp.max(maps, axis=axes)
+    if pool == "mean":
+        return jnp.mean(maps, axis=axes)
+    variance = jnp.var(maps, axis=axes)
+    return jnp.sqrt(variance + BATCH_NORM_EPSILON)

@@ -1,0 +1,66 @@
+"""The seam to the network library: networks in, pure functions of pytrees out.
+
+Nothing outside this package touches ``flax.nnx`` objects. A network is three things: a static
+description (hashable, safe to close over in ``jax.jit``), its parameters, and its statistics
+(running means and variances), both pytrees of arrays.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+
+class Network(NamedTuple):
+    """A network taken apart.
+
+    Attributes:
+        graphdef: static structure, compared and hashed by value.
+        params: trainable arrays.
+        stats: arrays that the forward pass itself updates, such as batch norm statistics.
+    """
+
+    graphdef: nnx.GraphDef
+    params: nnx.State
+    stats: nnx.State
+
+
+def create(build: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> Network:
+    """Builds a network and takes it apart.
+
+    Args:
+        build: makes the module from ``nnx.Rngs``, for instance
+            ``functools.partial(JimNet, config)``.
+        key: seeds the parameters.
+
+    Returns:
+        Its parts.
+    """
+    graphdef, params, stats = nnx.split(build(nnx.Rngs(key)), nnx.Param, ...)
+    return Network(graphdef, params, stats)
+
+
+def apply(
+    network: Network, *inputs: Any, train: bool, method: str = "__call__"
+) -> tuple[Any, nnx.State]:
+    """Runs a network without changing it.
+
+    Args:
+        network: from ``create``.
+        *inputs: positional arguments of the method.
+        train: whether normalisation uses this batch's statistics and updates the running ones.
+        method: which method of the module to run.
+
+    Returns:
+        The method's result, and the statistics after the call.
+    """
+    # copy: the statistics are mutated inside the trace of jax.grad.
+    module = nnx.merge(network.graphdef, network.params, network.stats, copy=True)
+    result = getattr(module, method)(*inputs, train=train)
+    return result, nnx.split(module, nnx.Param, ...)[2]
+
+
+def num_parameters(network: Network) -> int:
+    """Counts the trainable numbers of a network."""
+    return sum(leaf.size for leaf in jax.tree.leaves(network.params))

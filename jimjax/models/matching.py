@@ -1,0 +1,210 @@
+"""Regressors: from the correlation of two feature maps to the pose between them."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jimjax.models.blocks import Conv, batch_norm
+from jimjax.ops import matching, rotation
+from jimjax.ops.procrustes import paired_procrustes, weighted_procrustes
+from jimjax.ops.rotation import Pose
+
+Regressor = Literal["dense", "procrustes"]
+
+TOWER_KERNEL = 3
+FINE_ANGLE = np.pi / 6  # rad; range of the dense fine stage per rotation vector entry
+FINE_SHIFT = 0.2  # of half a box; range of the dense fine stage
+INITIAL_SHARPNESS = 10.0  # of the softmax over cosines of local matches
+
+
+class GlobalDense(nnx.Module):
+    """Coarse regressor: both correlation directions through towers into dense layers.
+
+    Gum-Net's Siamese matching with two changes that Jim-Net's size calls for: a ReLU between
+    the dense layers, and a 6-D rotation instead of Euler angles through a sigmoid.
+    """
+
+    def __init__(
+        self, size: int, num_features: int, width: int, momentum: float, *, rngs: nnx.Rngs
+    ):
+        del num_features  # a correlation has as many channels as the map has voxels
+        self.size = size
+        self.towers = nnx.List([_Tower(size, width, momentum, rngs) for _ in range(2)])
+        flat = 2 * width * (size - 2 * (TOWER_KERNEL - 1)) ** 3
+        self.hidden = nnx.Linear(flat, 2 * width, rngs=rngs)
+        self.out = nnx.Linear(2 * width, 9, rngs=rngs)
+
+    def __call__(
+        self, source: jax.Array, target: jax.Array, box: int, *, train: bool
+    ) -> Pose:
+        """Estimates poses from feature maps ``(batch, n, n, n, c)``; shifts in box voxels."""
+        source, target = matching.l2_normalize(source), matching.l2_normalize(target)
+        correlate = jax.vmap(matching.global_correlation)
+        pairs = (correlate(source, target), correlate(target, source))
+        flat = [tower(pair, train=train) for tower, pair in zip(self.towers, pairs, strict=True)]
+        out = self.out(nnx.relu(self.hidden(jnp.concatenate(flat, axis=-1))))
+        upright = jnp.array([1.0, 0, 0, 0, 1, 0])
+        rotations = jax.vmap(rotation.from_six_d)(out[:, :6] + upright)
+        return Pose(rotations, jnp.tanh(out[:, 6:]) * (box / 2))
+
+
+class _Tower(nnx.Module):
+    """Two valid convolutions over a global correlation, flattened."""
+
+    def __init__(self, size: int, width: int, momentum: float, rngs: nnx.Rngs):
+        self.convs = nnx.List(
+            [
+                Conv(size**3, width, padding="valid", rngs=rngs),
+                Conv(width, width, padding="valid", rngs=rngs),
+            ]
+        )
+        self.norms = nnx.List([batch_norm(width, momentum, rngs) for _ in range(2)])
+
+    def __call__(self, correlation: jax.Array, *, train: bool) -> jax.Array:
+        hidden = matching.l2_normalize(correlation)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            hidden = nnx.relu(norm(conv(hidden), use_running_average=not train))
+        return hidden.reshape(hidden.shape[0], -1)
+
+
+class GlobalProcrustes(nnx.Module):
+    """Coarse regressor that solves for the pose instead of learning to.
+
+    Each channel, made positive and of unit sum by a softmax over space, says where in the box
+    its feature is. The global correlation of such maps is a non-negative table of matches
+    between target and source voxels, and the pose is its weighted Procrustes solution.
+    """
+
+    def __init__(
+        self, size: int, num_features: int, width: int, momentum: float, *, rngs: nnx.Rngs
+    ):
+        del size, width, momentum
+        self.sharpness = nnx.Param(jnp.zeros(num_features))
+        self.weight = nnx.Param(jnp.zeros(num_features))
+
+    def __call__(
+        self, source: jax.Array, target: jax.Array, box: int, *, train: bool
+    ) -> Pose:
+        """Estimates poses from feature maps ``(batch, n, n, n, c)``; shifts in box voxels."""
+        del train
+        points = grid_points(source.shape[1], box)
+        weight = nnx.softmax(self.weight[...])
+
+        def solve(source: jax.Array, target: jax.Array) -> Pose:
+            table = matching.global_correlation(self._place(source), self._place(target) * weight)
+            return weighted_procrustes(table.reshape(len(points), -1), points, points)
+
+        return jax.vmap(solve)(source, target)
+
+    def _place(self, features: jax.Array) -> jax.Array:
+        logits = features * jnp.exp(self.sharpness[...])
+        return nnx.softmax(logits, axis=(0, 1, 2))
+
+
+class LocalDense(nnx.Module):
+    """Fine regressor: strided convolutions over a local correlation; starts as the identity."""
+
+    def __init__(
+        self,
+        size: int,
+        num_features: int,
+        width: int,
+        momentum: float,
+        *,
+        radius: int,
+        rngs: nnx.Rngs,
+    ):
+        del num_features
+        self.radius = radius
+        self.convs = nnx.List(
+            [
+                Conv((2 * radius + 1) ** 3, width, stride=2, rngs=rngs),
+                Conv(width, width, stride=2, rngs=rngs),
+            ]
+        )
+        self.norms = nnx.List([batch_norm(width, momentum, rngs) for _ in range(2)])
+        flat = width * (-(-size // 4)) ** 3
+        self.hidden = nnx.Linear(flat, 4 * width, rngs=rngs)
+        zeros = nnx.initializers.zeros_init()
+        self.out = nnx.Linear(4 * width, 6, kernel_init=zeros, rngs=rngs)
+
+    def __call__(
+        self, source: jax.Array, target: jax.Array, box: int, *, train: bool
+    ) -> Pose:
+        """Estimates small poses from feature maps ``(batch, n, n, n, c)``."""
+        hidden = _local_correlation(source, target, self.radius)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            hidden = nnx.relu(norm(conv(hidden), use_running_average=not train))
+        out = nnx.tanh(self.out(nnx.relu(self.hidden(hidden.reshape(hidden.shape[0], -1)))))
+        rotations = jax.vmap(rotation.from_rotation_vector)(out[:, :3] * FINE_ANGLE)
+        return Pose(rotations, out[:, 3:] * (FINE_SHIFT * box / 2))
+
+
+class LocalProcrustes(nnx.Module):
+    """Fine regressor: local matches give a displacement field, and it the rigid motion.
+
+    A softmax over the window says where each source voxel went; voxels count by a learned
+    function of their features.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        num_features: int,
+        width: int,
+        momentum: float,
+        *,
+        radius: int,
+        rngs: nnx.Rngs,
+    ):
+        del size, width, momentum
+        self.radius = radius
+        self.sharpness = nnx.Param(jnp.log(jnp.asarray(INITIAL_SHARPNESS)))
+        self.weight = nnx.Linear(num_features, 1, rngs=rngs)
+
+    def __call__(
+        self, source: jax.Array, target: jax.Array, box: int, *, train: bool
+    ) -> Pose:
+        """Estimates small poses from feature maps ``(batch, n, n, n, c)``."""
+        del train
+        size, radius = source.shape[1], self.radius
+        points = grid_points(size, box)
+        offsets = _cube(np.arange(-radius, radius + 1) * (box / size))
+        correlation = _local_correlation(source, target, radius)
+        # source(p) belongs to target(p - o): the matched point is p minus the mean offset.
+        matches = nnx.softmax(correlation * jnp.exp(self.sharpness[...]), axis=-1)
+        moved = points - matches.reshape(len(source), -1, len(offsets)) @ offsets
+        weights = nnx.softmax(self.weight(source).reshape(len(source), -1), axis=-1)
+
+        return jax.vmap(paired_procrustes, in_axes=(0, None, 0))(weights, points, moved)
+
+
+def grid_points(size: int, box: int) -> jax.Array:
+    """Positions of a feature map's voxels in the particle's box.
+
+    Args:
+        size: side of the feature map.
+        box: side of the particle in voxels; the map covers it from face to face.
+
+    Returns:
+        ``(size^3, 3)``: ``(x, y, z)`` in particle voxels relative to the centre voxel ``n // 2``,
+        which lies half a voxel beyond the middle of an even box.
+    """
+    middle = (box - 1) / 2 - box // 2
+    return _cube((np.arange(size) - (size - 1) / 2) * (box / size) + middle)
+
+
+def _cube(axis: np.ndarray) -> jax.Array:
+    """The points of a cubic grid in C order of (z, y, x), as ``(x, y, z)`` rows."""
+    z, y, x = np.meshgrid(axis, axis, axis, indexing="ij")
+    return jnp.asarray(np.stack([x, y, z], axis=-1).reshape(-1, 3), jnp.float32)
+
+
+def _local_correlation(source: jax.Array, target: jax.Array, radius: int) -> jax.Array:
+    def correlate(source: jax.Array, target: jax.Array) -> jax.Array:
+        return matching.local_correlation(source, target, radius=radius)
+
+    return jax.vmap(correlate)(matching.l2_normalize(source), matching.l2_normalize(target))

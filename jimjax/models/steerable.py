@@ -1,0 +1,128 @@
+"""Coarse regressor that compares two particles at every rotation at once."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from jimjax.models.matching import grid_points
+from jimjax.ops import harmonics
+from jimjax.ops.procrustes import nearest_rotation
+from jimjax.ops.rotation import Pose, super_fibonacci
+
+RADIAL_SCALES = (0.09, 0.15, 0.21)  # of the box: widths of the Gaussian radial functions
+INITIAL_SHARPNESS = 10.0  # of the softmax over cosines
+BASIN = np.deg2rad(40.0)  # rotations nearer than this to the best one refine it
+EPSILON = 1e-6
+
+
+class PoseScores(NamedTuple):
+    """A pose and how probable each rotation of the grid is.
+
+    Attributes:
+        pose: ``(batch,)`` poses.
+        logits: ``(batch, num_rotations)`` over the grid.
+    """
+
+    pose: Pose
+    logits: jax.Array
+
+
+class GlobalHarmonic(nnx.Module):
+    """Global correlation of feature maps over SO(3), through their harmonic moments.
+
+    Each feature channel is expanded about the particle's (learned) centre in Gaussian radial
+    functions times solid harmonics. Rotating the particle multiplies the moments of degree l by
+    a matrix D_l(R), so the correlation of source and target over a grid of rotations is one
+    matrix product; the peak, refined within its basin, is the pose. What is learned: the
+    features, the centre, and the weight of every channel, radius and degree.
+    """
+
+    def __init__(
+        self, num_features: int, *, degree: int, num_rotations: int, rngs: nnx.Rngs
+    ):
+        self.degree = degree
+        self.num_rotations = num_rotations
+        self.centre = nnx.Linear(num_features, 1, rngs=rngs)
+        self.weights = nnx.Param(jnp.zeros((degree, len(RADIAL_SCALES), num_features)))
+        self.log_sharpness = nnx.Param(jnp.log(jnp.asarray(INITIAL_SHARPNESS)))
+
+    def __call__(self, source: jax.Array, target: jax.Array, box: int) -> PoseScores:
+        """Estimates poses from feature maps ``(batch, n, n, n, c)``; shifts in box voxels."""
+        source_centre, source_moments = self.moments(source, box)
+        target_centre, target_moments = self.moments(target, box)
+        logits = self.score(source_moments, target_moments)
+        rotation = jax.vmap(_peak, in_axes=(0, None))(logits, self.rotations())
+        turned = jnp.einsum("bij,bj->bi", rotation, source_centre, precision=lax.Precision.HIGHEST)
+        return PoseScores(Pose(rotation, target_centre - turned), logits)
+
+    def rotations(self) -> jax.Array:
+        """The grid, ``(num_rotations, 3, 3)``."""
+        return jnp.asarray(super_fibonacci(self.num_rotations))
+
+    def moments(
+        self, features: jax.Array, box: int
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """Expands feature maps.
+
+        Args:
+            features: ``(batch, n, n, n, c)``.
+            box: side of the particle in voxels.
+
+        Returns:
+            Centres ``(batch, 3)`` in voxels and, per degree from 1, moments
+            ``(batch, radii * c, 2 l + 1)``; weighted and normalised so that the sum of products
+            over all of them is a cosine.
+        """
+        batch, size = features.shape[:2]
+        points = grid_points(size, box)
+        flat = features.reshape(batch, size**3, -1)
+        centre = nnx.softmax(self.centre(flat)[..., 0], axis=-1) @ points
+        relative = points - centre[:, None]
+        squared = jnp.sum(relative**2, axis=-1)
+        widths = box * np.asarray(RADIAL_SCALES, np.float32)
+        radial = jnp.exp(-squared[..., None] / (2 * widths**2))
+        weights = nnx.softplus(self.weights[...])
+        out = []
+        solids = harmonics.solid_harmonics(relative / widths[-1], self.degree)
+        for degree, solid in enumerate(solids[1:], start=1):
+            # (r / width)^l with each radial function's own width
+            scaled = radial * (widths[-1] / widths) ** degree
+            basis = (scaled[..., None] * solid[..., None, :]).reshape(batch, size**3, -1)
+            moments = jnp.einsum("bnc,bnk->bck", flat, basis)
+            moments = moments.reshape(batch, flat.shape[-1], len(widths), -1)
+            moments = moments * weights[degree - 1].T[..., None]
+            out.append(moments.reshape(batch, -1, 2 * degree + 1))
+        total = sum(jnp.sum(m**2, axis=(1, 2)) for m in out)
+        scale = lax.rsqrt(total + EPSILON)[:, None, None]
+        return centre, tuple(m * scale for m in out)
+
+    def score(
+        self, source: tuple[jax.Array, ...], target: tuple[jax.Array, ...]
+    ) -> jax.Array:
+        """Correlates moments at every rotation of the grid: ``(batch, num_rotations)``."""
+        total = 0.0
+        for moments, turned, grid in zip(
+            source, target, _grid_matrices(self.num_rotations, self.degree), strict=True
+        ):
+            outer = jnp.einsum("bcm,bcn->bmn", turned, moments)
+            total += outer.reshape(len(outer), -1) @ grid.reshape(len(grid), -1).T
+        return total * jnp.exp(self.log_sharpness[...])
+
+
+def _peak(logits: jax.Array, rotations: jax.Array) -> jax.Array:
+    """The best rotation, as the mean of the probable ones in its basin."""
+    best = rotations[jnp.argmax(logits)]
+    cosine = (jnp.einsum("nij,ij->n", rotations, best) - 1) / 2
+    weights = nnx.softmax(jnp.where(cosine > np.cos(BASIN), logits, -jnp.inf))
+    return nearest_rotation(jnp.einsum("n,nij->ij", weights, rotations))
+
+
+def _grid_matrices(num_rotations: int, degree: int) -> tuple[np.ndarray, ...]:
+    with jax.ensure_compile_time_eval():
+        rotations = jnp.asarray(super_fibonacci(num_rotations))
+        matrices = harmonics.rotation_matrices(rotations, degree)
+        return tuple(np.asarray(m) for m in matrices[1:])

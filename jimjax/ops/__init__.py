@@ -1,0 +1,1 @@
+"""Pure, differentiable operations on volumes; imports jax and numpy only."""

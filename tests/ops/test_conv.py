@@ -1,0 +1,197 @@
+"""conv3d against a loop in float64 and against XLA, in every form it can take on CPU."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.test_util import check_grads
+
+from jimjax.ops.conv import conv3d
+
+# size, in channels, out channels, stride, dilation, padding; the CPU form each one takes:
+CASES = [
+    pytest.param((7, 8, 9), 3, 4, 1, 1, "same", id="folded"),
+    pytest.param((9, 8, 8), 3, 4, 1, (1, 2, 3), "same", id="folded, dilated"),
+    pytest.param((13, 14, 14), 3, 4, 2, 1, "same", id="folded, stride 2"),
+    pytest.param((4, 5, 4), 5, 6, 1, 1, "valid", id="columns"),
+    pytest.param((6, 7, 8), 3, 4, (1, 2, 3), (2, 1, 1), "valid", id="columns, mixed steps"),
+    pytest.param((8, 8, 8), 1, 3, 1, 1, "same", id="one channel in"),
+    pytest.param((8, 8, 8), 4, 1, 1, 1, "same", id="one channel out"),
+    pytest.param((7, 8, 8), 4, 2, 2, 1, "valid", id="two channels out, stride 2"),
+]
+
+
+def _operands(key, size, num_in, num_out, *, batch=3, taps=(3, 3, 3), dtype=jnp.float32):
+    x_key, kernel_key = jax.random.split(key)
+    x = jax.random.normal(x_key, (batch, *size, num_in), dtype)
+    return x, jax.random.normal(kernel_key, (*taps, num_in, num_out), dtype)
+
+
+def _xla(x, kernel, stride, dilation, padding):
+    def triple(value):
+        return value if isinstance(value, tuple) else (value,) * 3
+
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        triple(stride),
+        padding.upper(),
+        rhs_dilation=triple(dilation),
+        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+    )
+
+
+def _slow_conv3d(x, kernel, stride, dilation, padding):
+    """One output voxel at a time, in float64; padding by the rule of the docstring."""
+    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+    size, taps = np.array(x.shape[1:4]), np.array(kernel.shape[:3])
+    reach = dilation * (taps - 1) + 1
+    if padding == "same":
+        out_size = -(-size // stride)
+        total = np.maximum((out_size - 1) * stride + reach - size, 0)
+    else:
+        total = np.zeros(3, int)
+        out_size = (size - reach) // stride + 1
+    x = np.pad(x, [(0, 0), *((t // 2, t - t // 2) for t in total), (0, 0)])
+    out = np.zeros((x.shape[0], *out_size, kernel.shape[4]))
+    for p in np.ndindex(*out_size):
+        for tap in np.ndindex(*taps):
+            z, y, column = np.array(p) * stride + np.array(tap) * dilation
+            out[(slice(None), *p)] += x[:, z, y, column] @ kernel[tap]
+    return out
+
+
+def test_ones_count_the_neighbours_inside_the_box(compiled):
+    counts = compiled(conv3d)(jnp.ones((1, 4, 4, 4, 1)), jnp.ones((3, 3, 3, 1, 1)))[0, ..., 0]
+    assert counts[0, 0, 0] == 8
+    assert counts[0, 0, 1] == 12
+    assert counts[0, 1, 1] == 18
+    assert counts[1, 1, 1] == 27
+
+
+def test_kernel_is_not_flipped():
+    x = jnp.zeros((1, 5, 5, 5, 1)).at[0, 2, 2, 2, 0].set(1.0)
+    kernel = jnp.zeros((3, 3, 3, 1, 1)).at[0, 1, 2, 0, 0].set(1.0)  # looks at (z - 1, y, x + 1)
+    assert jnp.argwhere(conv3d(x, kernel)[0, ..., 0]).tolist() == [[3, 2, 1]]
+
+
+@pytest.mark.parametrize(("size", "num_in", "num_out", "stride", "dilation", "padding"), CASES)
+def test_agrees_with_the_slow_twin(size, num_in, num_out, stride, dilation, padding, key):
+    x, kernel = _operands(key, size, num_in, num_out)
+    out = conv3d(x, kernel, stride=stride, dilation=dilation, padding=padding)
+    expected = _slow_conv3d(x, kernel, np.array(stride), np.array(dilation), padding)
+    # 108 products of unit variance: rounding of about 1e-6.
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "num_in", "num_out", "stride", "dilation", "padding"), CASES)
+def test_gradients_are_the_adjoints(size, num_in, num_out, stride, dilation, padding, key):
+    # conv is linear in each operand: <conv(u, k), g> = <u, dx(g)> for a random u pins dx, and
+    # so for dk; the forward pass is checked against the slow twin above.
+    with jax.enable_x64(True):
+        x, kernel = _operands(key, size, num_in, num_out, dtype=jnp.float64)
+
+        @jax.jit
+        def forward(x, kernel):
+            return conv3d(x, kernel, stride=stride, dilation=dilation, padding=padding)
+
+        out, pullback = jax.vjp(forward, x, kernel)
+        generator = np.random.default_rng(0)
+        u, v, g = (generator.normal(size=a.shape) for a in (x, kernel, out))
+        x_gradient, kernel_gradient = pullback(g)
+        np.testing.assert_allclose(np.vdot(x_gradient, u), np.vdot(forward(u, kernel), g))
+        np.testing.assert_allclose(np.vdot(kernel_gradient, v), np.vdot(forward(x, v), g))
+
+
+@pytest.mark.parametrize("taps", [(1, 1, 1), (2, 3, 1), (4, 2, 3)])
+def test_even_and_unequal_kernels_agree_with_xla(taps, key):
+    x, kernel = _operands(key, (7, 8, 9), 2, 3, taps=taps)
+    out = conv3d(x, kernel, stride=2)
+    np.testing.assert_allclose(out, _xla(x, kernel, 2, 1, "same"), atol=1e-5)
+
+
+def test_eager_jit_and_vmap_agree(compiled, key):
+    x, kernel = _operands(key, (7, 8, 9), 3, 4)
+    expected = _slow_conv3d(x, kernel, np.array(1), np.array(1), "same")
+    np.testing.assert_allclose(compiled(conv3d)(x, kernel), expected, atol=1e-5)
+
+
+def test_vmap_over_kernels_is_one_kernel_at_a_time(key):
+    x, kernel = _operands(key, (7, 8, 9), 2, 6)
+    kernels = jnp.stack([kernel, 2 * kernel, -kernel])
+    together = jax.vmap(conv3d, in_axes=(None, 0))(x, kernels)
+    alone = conv3d(x, kernel)
+    np.testing.assert_allclose(together, jnp.stack([alone, 2 * alone, -alone]), atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("num_in", "stride", "padding"),
+    [(3, 1, "same"), (3, 1, "valid")],
+)
+def test_first_and_second_derivatives_are_right(num_in, stride, padding, key):
+    with jax.enable_x64(True):
+        x, kernel = _operands(key, (5, 4, 5), num_in, 3, batch=2, dtype=jnp.float64)
+
+        def waves(x, kernel):
+            # Small arguments keep the finite differences of check_grads exact enough.
+            return jnp.sin(conv3d(x, 0.1 * kernel, stride=stride, padding=padding))
+
+        check_grads(waves, (x, kernel), order=2, modes=("rev",))  # custom_vjp: no forward mode
+
+
+def test_a_shift_of_the_input_is_a_shift_of_the_output(key):
+    x, kernel = _operands(key, (10, 10, 10), 2, 3)
+    out, moved = conv3d(x, kernel), conv3d(jnp.roll(x, (1, -2, 1), (1, 2, 3)), kernel)
+    inner = np.s_[:, 3:7, 3:7, 3:7]  # away from what the roll carries round the edge
+    np.testing.assert_allclose(moved[inner], jnp.roll(out, (1, -2, 1), (1, 2, 3))[inner], atol=1e-5)
+
+
+@pytest.mark.parametrize("num_out", [1, 4])
+def test_bfloat16_sums_in_float32(num_out):
+    # bfloat16 cannot count past 256.
+    x, kernel = jnp.ones((1, 7, 7, 7, 1024), jnp.bfloat16), jnp.ones((1, 1, 1, 1024, num_out))
+    out = conv3d(x, kernel.astype(jnp.bfloat16))
+    assert out.dtype == jnp.bfloat16
+    assert jnp.all(out == 1024)
+
+
+def test_other_platforms_get_one_3d_convolution(key):
+    operands = _operands(key, (7, 8, 9), 3, 4)
+    cuda = jax.export.export(jax.jit(conv3d), platforms=["cuda"])(*operands).mlir_module()
+    cpu = jax.export.export(jax.jit(conv3d), platforms=["cpu"])(*operands).mlir_module()
+    assert cuda.count("stablehlo.convolution") == 1
+    assert "[b, 0, 1, 2, f]" in cuda
+    assert "[b, 0, 1, 2, f]" not in cpu
+
+
+def test_wrong_channels_are_named(key):
+    x, kernel = _operands(key, (4, 4, 4), 3, 4)
+    with pytest.raises(ValueError, match=r"must take x's 2 channels.* takes 3"):
+        conv3d(x[..., :2], kernel)
+
+
+def test_missing_axis_is_named(key):
+    x, kernel = _operands(key, (4, 4, 4), 3, 4)
+    with pytest.raises(ValueError, match=r"wants x \(batch, z, y, x, channels\)"):
+        conv3d(x[0], kernel)
+
+
+def test_kernel_larger_than_a_valid_volume_is_named(key):
+    x, kernel = _operands(key, (4, 4, 4), 3, 4)
+    with pytest.raises(ValueError, match="3 taps with dilation 2 needs 5 voxels"):
+        conv3d(x, kernel, dilation=2, padding="valid")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"padding": "SAME"}, 'padding must be "same" or "valid"'),
+        ({"stride": 0}, "stride must be a whole number from 1 up"),
+        ({"dilation": (1, 2)}, r"dilation must be .* three of them"),
+    ],
+)
+def test_bad_options_are_named(options, message, key):
+    x, kernel = _operands(key, (4, 4, 4), 3, 4)
+    with pytest.raises(ValueError, match=message):
+        conv3d(x, kernel, **options)
