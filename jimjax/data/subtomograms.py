@@ -7,7 +7,6 @@ of simulated data cannot leak into training.
 """
 
 import contextlib
-import hashlib
 import os
 import re
 import warnings
@@ -17,17 +16,24 @@ from pathlib import Path
 
 import numpy as np
 
-from jimjax.io import mrc, star
-from jimjax.io.convert import (
-    relion_from_rotation,
-    relion_from_shift,
-    rotation_from_relion,
-    shift_from_relion,
+from jimjax.data.columns import (
+    ANGLES,
+    CLASS,
+    HALF,
+    ORIGINS,
+    TILT_LIMITS,
+    annotations_of,
+    halves_of,
+    header_voxel_size,
+    particle_name,
+    tilt_ranges_of,
+    voxel_size_of,
 )
+from jimjax.io import mrc, star
+from jimjax.io.convert import relion_from_rotation, relion_from_shift
 from jimjax.io.errors import InputError, InputWarning
 from jimjax.io.files import PathLike
 
-VOXEL_SIZE_TOLERANCE = 1e-2  # relative; beyond it, two voxel sizes are two voxel sizes
 MAX_LISTED = 5  # names listed in one message
 
 
@@ -92,17 +98,17 @@ def load(
     """
     table = star.read_particles(star_path)
     references = table.image_references()
-    names = tuple(_name(reference) for reference in references)
-    tilt_ranges = _tilt_ranges(table, tilt_range)
-    halves = _halves(table)
-    star_voxel_size = _star_voxel_size(table) if voxel_size is None else voxel_size
+    names = tuple(particle_name(reference) for reference in references)
+    tilt_ranges = tilt_ranges_of(table, tilt_range)
+    halves = halves_of(table)
+    star_voxel_size = voxel_size_of(table) if voxel_size is None else voxel_size
     if star_voxel_size is not None and not (np.isfinite(star_voxel_size) and star_voxel_size > 0):
         raise InputError(f"{table.name}: voxel size must be positive, got {star_voxel_size} A")
     with _one_warning_of_a_kind():
         volumes, header_sizes = _read_volumes(table, references, star_voxel_size)
-    size = star_voxel_size or _header_voxel_size(table, header_sizes)
+    size = star_voxel_size or header_voxel_size(table, header_sizes)
     _check_voxels(table, volumes, names)
-    rotations, shifts, labels = _truth(table, size) if with_poses else (None, None, None)
+    rotations, shifts, labels = annotations_of(table, size) if with_poses else (None, None, None)
     return Subtomograms(volumes, tilt_ranges, float(size), names, halves, rotations, shifts, labels)
 
 
@@ -124,19 +130,18 @@ def to_star(particles: Subtomograms, path: PathLike, *, stack_path: PathLike) ->
     columns: dict[str, Sequence] = {
         "rlnImageName": [f"{n:06d}@{relative}" for n in range(1, num + 1)],
         "rlnOpticsGroup": [1] * num,
-        "rlnRandomSubset": particles.halves,
-        "jimTiltMin": particles.tilt_ranges[:, 0],
-        "jimTiltMax": particles.tilt_ranges[:, 1],
+        HALF: particles.halves,
+        TILT_LIMITS[0]: particles.tilt_ranges[:, 0],
+        TILT_LIMITS[1]: particles.tilt_ranges[:, 1],
     }
     if particles.rotations is not None:
         angles = relion_from_rotation(particles.rotations).T
-        columns |= dict(zip(("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"), angles, strict=True))
+        columns |= dict(zip(ANGLES, angles, strict=True))
     if particles.shifts is not None:
         origins = relion_from_shift(particles.shifts, particles.voxel_size).T
-        names = ("rlnOriginXAngst", "rlnOriginYAngst", "rlnOriginZAngst")
-        columns |= dict(zip(names, origins, strict=True))
+        columns |= dict(zip(ORIGINS, origins, strict=True))
     if particles.labels is not None:
-        columns["rlnClassNumber"] = np.asarray(particles.labels) + 1
+        columns[CLASS] = np.asarray(particles.labels) + 1
     optics = {
         "rlnOpticsGroup": [1],
         "rlnOpticsGroupName": ["opticsGroup1"],
@@ -185,85 +190,6 @@ def _one_warning_of_a_kind() -> Iterator[None]:
 
 def _index_dtype(indices: Sequence[int] | np.ndarray) -> type:
     return bool if np.asarray(indices).dtype == bool else np.intp
-
-
-def _name(reference: mrc.ImageReference) -> str:
-    if reference.index is None:
-        return str(reference.path)
-    return f"{reference.index}@{reference.path}"
-
-
-def _tilt_ranges(table: star.ParticleTable, tilt_range: tuple[float, float] | None) -> np.ndarray:
-    if tilt_range is not None:
-        low, high = (float(limit) for limit in tilt_range)
-        if not -90 <= low < high <= 90:
-            raise InputError(
-                f"tilt range must be -90 <= lowest < highest <= 90 degrees, got {low} to {high}"
-            )
-        return np.tile(np.array([low, high], np.float32), (table.num_particles, 1))
-    limits = [_from_particles_or_optics(table, name) for name in ("jimTiltMin", "jimTiltMax")]
-    if limits[0] is None or limits[1] is None:
-        raise InputError(
-            f"{table.name}: the tilt range is not known; pass --tilt-min and --tilt-max,"
-            " or add columns jimTiltMin and jimTiltMax (degrees)"
-        )
-    low, high = limits
-    is_valid = (low >= -90) & (low < high) & (high <= 90)
-    if not np.all(is_valid):
-        row = int(np.argmin(is_valid))
-        raise table.error(
-            row,
-            "jimTiltMin and jimTiltMax must be -90 <= min < max <= 90 degrees,"
-            f" got {low[row]:g} and {high[row]:g}",
-        )
-    return np.stack([low, high], axis=1).astype(np.float32)
-
-
-def _from_particles_or_optics(table: star.ParticleTable, name: str) -> np.ndarray | None:
-    return table.floats(name) if name in table.columns else table.optics_floats(name)
-
-
-def _halves(table: star.ParticleTable) -> np.ndarray:
-    if "rlnRandomSubset" not in table.columns:
-        digests = [hashlib.sha256(name.encode()).digest() for name in table.strings("rlnImageName")]
-        return np.array([1 + digest[0] % 2 for digest in digests], np.int32)
-    halves = table.ints("rlnRandomSubset")
-    is_valid = (halves == 1) | (halves == 2)
-    if not np.all(is_valid):
-        row = int(np.argmin(is_valid))
-        raise table.error(row, f"rlnRandomSubset must be 1 or 2, got {halves[row]}")
-    return halves.astype(np.int32)
-
-
-def _star_voxel_size(table: star.ParticleTable) -> float | None:
-    for name in ("rlnImagePixelSize", "rlnPixelSize"):
-        sizes = _from_particles_or_optics(table, name)
-        if sizes is not None:
-            return _common_voxel_size(table, sizes, name)
-    return None
-
-
-def _header_voxel_size(table: star.ParticleTable, sizes: list[float | None]) -> float:
-    missing = [row for row, size in enumerate(sizes) if size is None]
-    if missing:
-        raise table.error(
-            missing[0],
-            "the voxel size is neither in the STAR file (rlnImagePixelSize) nor in the image's"
-            " header; pass --voxel-size",
-        )
-    return _common_voxel_size(table, np.array(sizes), "the headers' voxel size")
-
-
-def _common_voxel_size(table: star.ParticleTable, sizes: np.ndarray, what: str) -> float:
-    differs = np.abs(sizes - sizes[0]) > VOXEL_SIZE_TOLERANCE * np.abs(sizes[0])
-    if np.any(differs):
-        row = int(np.argmax(differs))
-        raise table.error(
-            row,
-            f"{what} is {sizes[row]:g} A but {sizes[0]:g} A for particle 1;"
-            " load particles of one voxel size, or rescale them",
-        )
-    return float(sizes[0])
 
 
 def _read_volumes(
@@ -360,32 +286,3 @@ def _check_voxels(table: star.ParticleTable, volumes: np.ndarray, names: tuple[s
             f"{table.name}: {len(constant)} particles are constant, without any signal: {listed}"
             f"{more}; leave them out"
         )
-
-
-def _truth(
-    table: star.ParticleTable, voxel_size: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Rotations, shifts and classes of the table."""
-    angle_names = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
-    table.require(*angle_names)
-    rotations = rotation_from_relion(np.stack([table.floats(name) for name in angle_names], axis=1))
-    labels = None
-    if "rlnClassNumber" in table.columns:
-        classes = table.ints("rlnClassNumber")
-        is_valid = (classes >= 1) & (classes <= np.iinfo(np.int32).max)
-        if not np.all(is_valid):
-            row = int(np.argmin(is_valid))
-            raise table.error(row, f"rlnClassNumber must count from 1, got {classes[row]}")
-        labels = (classes - 1).astype(np.int32)
-    return rotations.astype(np.float32), _shifts(table, voxel_size), labels
-
-
-def _shifts(table: star.ParticleTable, voxel_size: float) -> np.ndarray:
-    in_angstrom = [f"rlnOrigin{axis}Angst" for axis in "XYZ"]
-    in_voxels = [f"rlnOrigin{axis}" for axis in "XYZ"]  # RELION 3.0 and older
-    for names, unit in ((in_angstrom, voxel_size), (in_voxels, 1.0)):
-        if any(name in table.columns for name in names):
-            table.require(*names)
-            origins = np.stack([table.floats(name) for name in names], axis=1)
-            return shift_from_relion(origins, unit).astype(np.float32)
-    return np.zeros((table.num_particles, 3), np.float32)

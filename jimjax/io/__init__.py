@@ -23,6 +23,7 @@ from jimjax.io.mrc import (
     read_particle,
     read_stack_image,
     read_volume,
+    read_voxel_size,
     write_stack,
     write_volume,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "read_particles",
     "read_stack_image",
     "read_volume",
+    "read_voxel_size",
     "relion_from_rotation",
     "relion_from_shift",
     "rotation_from_relion",

@@ -37,6 +37,7 @@ __all__ = [
     "read_particle",
     "read_stack_image",
     "read_volume",
+    "read_voxel_size",
     "write_stack",
     "write_volume",
 ]
@@ -153,6 +154,16 @@ def read_box(path: PathLike) -> tuple[int, int, int]:
     """
     with open_mrc(path) as opened:
         return opened.header.box
+
+
+def read_voxel_size(path: PathLike) -> float | None:
+    """Reads the voxel size in angstrom from a file's header; None if it does not tell.
+
+    Raises:
+        MrcFormatError: as `read_volume`.
+    """
+    with open_mrc(path) as opened:
+        return opened.header.voxel_size()
 
 
 def read_stack_image(path: PathLike, index: int, *, voxel_size: float | None = None) -> Volume:

@@ -102,9 +102,7 @@ class Conv(nnx.Module):
         kernel = self.kernel[...]
         if self.is_isotropic:
             return isotropic_conv3d(x, kernel, dilation=self.dilation) + self.bias[...]
-        out = conv3d(
-            x, kernel, stride=self.stride, dilation=self.dilation, padding=self.padding
-        )
+        out = conv3d(x, kernel, stride=self.stride, dilation=self.dilation, padding=self.padding)
         return out + self.bias[...]
 
 

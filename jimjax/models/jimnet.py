@@ -3,27 +3,26 @@
 Zeng, Howe, Xu 2021 fix the parts: a coarse and a fine stage, spectral pooling, dilated stacks,
 global then local correlation, a layer that composes the stages' poses, a cluster head on the
 features of both stages. Layer sizes were in a supplement that is not public; ours are
-configuration, and two regressors are offered per stage: "dense" learns the pose from the
-correlation as Gum-Net does, "procrustes" solves for it.
+configuration, and so are the regressors: "dense" ones learn the pose from the correlation as
+Gum-Net does; "steerable" ones solve for it, by harmonic correlation over SO(3) at the coarse
+stage and by Procrustes from local matches at the fine one.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
-from jimjax.models.blocks import Extractor, ExtractorConfig
-from jimjax.models.matching import (
-    GlobalDense,
-    GlobalProcrustes,
-    LocalDense,
-    LocalProcrustes,
-    Regressor,
-)
+from jimjax.models.blocks import Extractor, ExtractorConfig, batch_norm
+from jimjax.models.matching import GlobalDense, LocalDense, LocalProcrustes
+from jimjax.models.steerable import GlobalHarmonic
 from jimjax.ops import resample
 from jimjax.ops.rotation import Pose, compose
+
+Regressor = Literal["dense", "steerable"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,8 @@ class JimNetConfig:
         regressor_width: channels of the dense regressors.
         local_radius: half width of the fine stage's search window, feature voxels.
         embedding: features per stage that describe a particle for clustering.
+        degree: highest harmonic of the steerable coarse stage; 4 resolves about 45 degrees.
+        num_rotations: grid of the steerable coarse stage; 2304 are 15 degrees apart.
     """
 
     box: int
@@ -49,6 +50,8 @@ class JimNetConfig:
     regressor_width: int = 256
     local_radius: int = 2
     embedding: int = 256
+    degree: int = 4
+    num_rotations: int = 2304
 
 
 class Alignment(NamedTuple):
@@ -59,14 +62,19 @@ class Alignment(NamedTuple):
         fine: coarse and fine poses composed; the answer.
         residual: pose of the fine stage alone.
         features: ``(batch, 2 embedding)``, F(s, t) of the source.
+        target_features: the same of the target, by the same extractors.
         logits: ``(batch, num_classes)`` of the source.
+        rotation_logits: ``(batch, num_rotations)`` of a steerable coarse stage over its grid,
+            ``super_fibonacci(num_rotations)``; None from a dense one.
     """
 
     coarse: Pose
     fine: Pose
     residual: Pose
     features: jax.Array
+    target_features: jax.Array
     logits: jax.Array
+    rotation_logits: jax.Array | None
 
 
 class FeatureMaps(NamedTuple):
@@ -86,26 +94,26 @@ class JimNet(nnx.Module):
 
     def __init__(self, config: JimNetConfig, rngs: nnx.Rngs):
         self.config = config
-        is_dense = config.regressor == "dense"
-        self.coarse = Extractor(config.coarse, rngs=rngs)
-        self.fine = Extractor(config.fine, rngs=rngs)
-        self.match_globally = (GlobalDense if is_dense else GlobalProcrustes)(
-            config.coarse.out_size,
-            config.coarse.num_features,
-            config.regressor_width,
-            config.coarse.momentum,
-            rngs=rngs,
-        )
-        self.match_locally = (LocalDense if is_dense else LocalProcrustes)(
-            config.fine.out_size,
-            config.fine.num_features,
-            config.regressor_width,
-            config.fine.momentum,
-            radius=config.local_radius,
-            rngs=rngs,
-        )
-        self.embed_coarse = nnx.Linear(self.coarse.num_pooled, config.embedding, rngs=rngs)
-        self.embed_fine = nnx.Linear(self.fine.num_pooled, config.embedding, rngs=rngs)
+        coarse, fine, width = config.coarse, config.fine, config.regressor_width
+        self.coarse = Extractor(coarse, rngs=rngs)
+        self.fine = Extractor(fine, rngs=rngs)
+        if config.regressor == "dense":
+            self.match_globally = GlobalDense(coarse.out_size, width, coarse.momentum, rngs=rngs)
+            self.match_locally = LocalDense(
+                fine.out_size, width, fine.momentum, radius=config.local_radius, rngs=rngs
+            )
+        else:
+            self.match_globally = GlobalHarmonic(
+                coarse.num_features,
+                degree=config.degree,
+                num_rotations=config.num_rotations,
+                rngs=rngs,
+            )
+            self.match_locally = LocalProcrustes(
+                fine.num_features, radius=config.local_radius, rngs=rngs
+            )
+        self.embed_coarse = _Embedding(self.coarse.num_pooled, config, rngs)
+        self.embed_fine = _Embedding(self.fine.num_pooled, config, rngs)
         self.head = nnx.Linear(2 * config.embedding, config.num_classes, rngs=rngs)
 
     def __call__(self, source: jax.Array, target: jax.Array, *, train: bool) -> Alignment:
@@ -120,18 +128,34 @@ class JimNet(nnx.Module):
             Alignment of each pair.
         """
         sources, targets = _halves(*self.coarse(jnp.concatenate([source, target]), train=train))
-        coarse = self.match_globally(sources.maps, targets.maps, self.config.box, train=train)
+        coarse, rotation_logits = self.match_globally(
+            sources.maps, targets.maps, self.config.box, train=train
+        )
         # One interpolation of the original, with the pose found so far.
-        moved = jax.vmap(resample.transform)(source, coarse)
+        # Its gradient reaches the coarse stage through the composition, not through the image.
+        moved = jax.vmap(resample.transform)(source, lax.stop_gradient(coarse))
         fine_sources, fine_targets = _halves(
             *self.fine(jnp.concatenate([moved, target]), train=train)
         )
         residual = self.match_locally(
             fine_sources.maps, fine_targets.maps, self.config.box, train=train
         )
-        features = self._embed(sources.pooled, fine_sources.pooled)
+        features, target_features = jnp.split(
+            self._embed(
+                jnp.concatenate([sources.pooled, targets.pooled]),
+                jnp.concatenate([fine_sources.pooled, fine_targets.pooled]),
+                train=train,
+            ),
+            2,
+        )
         return Alignment(
-            coarse, jax.vmap(compose)(residual, coarse), residual, features, self.head(features)
+            coarse=coarse,
+            fine=jax.vmap(compose)(residual, coarse),
+            residual=residual,
+            features=features,
+            target_features=target_features,
+            logits=self.head(features),
+            rotation_logits=rotation_logits,
         )
 
     def cluster(self, volumes: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
@@ -146,11 +170,39 @@ class JimNet(nnx.Module):
         """
         _, coarse = self.coarse(volumes, train=train)
         _, fine = self.fine(volumes, train=train)
-        features = self._embed(coarse, fine)
+        features = self._embed(coarse, fine, train=train)
         return features, self.head(features)
 
-    def _embed(self, coarse: jax.Array, fine: jax.Array) -> jax.Array:
-        return jnp.concatenate([self.embed_coarse(coarse), self.embed_fine(fine)], axis=-1)
+    def encode(self, volumes: jax.Array, *, train: bool) -> jax.Array:
+        """Coarse feature maps ``(batch, n, n, n, c)`` of volumes ``(batch, z, y, x)``."""
+        return self.coarse(volumes, train=train)[0]
+
+    def match(self, source_maps: jax.Array, target_maps: jax.Array, *, train: bool) -> Pose:
+        """Coarse poses, source onto target, of what ``encode`` gave."""
+        return self.match_globally(source_maps, target_maps, self.config.box, train=train)[0]
+
+    def refine(self, source: jax.Array, target: jax.Array, pose: Pose, *, train: bool) -> Pose:
+        """Poses of the fine stage, begun at ``pose``; volumes ``(batch, z, y, x)``."""
+        moved = jax.vmap(resample.transform)(source, pose)
+        maps, _ = self.fine(jnp.concatenate([moved, target]), train=train)
+        sources, targets = jnp.split(maps, 2)
+        residual = self.match_locally(sources, targets, self.config.box, train=train)
+        return jax.vmap(compose)(residual, pose)
+
+    def _embed(self, coarse: jax.Array, fine: jax.Array, *, train: bool) -> jax.Array:
+        stages = [self.embed_coarse(coarse, train=train), self.embed_fine(fine, train=train)]
+        return jnp.concatenate(stages, axis=-1)
+
+
+class _Embedding(nnx.Module):
+    """One stage's description of a particle: standardised statistics through a linear map."""
+
+    def __init__(self, num_pooled: int, config: JimNetConfig, rngs: nnx.Rngs):
+        self.norm = batch_norm(num_pooled, config.coarse.momentum, rngs)
+        self.linear = nnx.Linear(num_pooled, config.embedding, rngs=rngs)
+
+    def __call__(self, pooled: jax.Array, *, train: bool) -> jax.Array:
+        return self.linear(self.norm(pooled, use_running_average=not train))
 
 
 def _halves(maps: jax.Array, pooled: jax.Array) -> tuple[FeatureMaps, FeatureMaps]:
@@ -168,23 +220,24 @@ def small(box: int, num_classes: int) -> JimNetConfig:
         num_features=32,
         kernel="isotropic",
         pools=("max", "mean", "std"),
-        momentum=0.95,
+        momentum=0.9,
     )
     fine = ExtractorConfig(
-        widths=(16, 16),
-        sizes=(12, 12, 12),
-        keeps=(12, 12, 12),
+        widths=(8,),
+        sizes=(12, 12),
+        keeps=(12, 12),
         num_features=16,
         kernel="isotropic",
         pools=("max", "mean", "std"),
-        momentum=0.95,
+        momentum=0.9,
     )
     return JimNetConfig(
         box=box,
         num_classes=num_classes,
         coarse=coarse,
         fine=fine,
-        regressor="procrustes",
+        regressor="steerable",
+        local_radius=1,
         embedding=64,
     )
 

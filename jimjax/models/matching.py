@@ -1,7 +1,5 @@
 """Regressors: from the correlation of two feature maps to the pose between them."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,15 +7,13 @@ from flax import nnx
 
 from jimjax.models.blocks import Conv, batch_norm
 from jimjax.ops import matching, rotation
-from jimjax.ops.procrustes import paired_procrustes, weighted_procrustes
+from jimjax.ops.procrustes import paired_procrustes
 from jimjax.ops.rotation import Pose
-
-Regressor = Literal["dense", "procrustes"]
 
 TOWER_KERNEL = 3
 FINE_ANGLE = np.pi / 6  # rad; range of the dense fine stage per rotation vector entry
 FINE_SHIFT = 0.2  # of half a box; range of the dense fine stage
-INITIAL_SHARPNESS = 10.0  # of the softmax over cosines of local matches
+INITIAL_SHARPNESS = 50.0  # of the softmax over cosines of local matches
 
 
 class GlobalDense(nnx.Module):
@@ -27,11 +23,7 @@ class GlobalDense(nnx.Module):
     the dense layers, and a 6-D rotation instead of Euler angles through a sigmoid.
     """
 
-    def __init__(
-        self, size: int, num_features: int, width: int, momentum: float, *, rngs: nnx.Rngs
-    ):
-        del num_features  # a correlation has as many channels as the map has voxels
-        self.size = size
+    def __init__(self, size: int, width: int, momentum: float, *, rngs: nnx.Rngs):
         self.towers = nnx.List([_Tower(size, width, momentum, rngs) for _ in range(2)])
         flat = 2 * width * (size - 2 * (TOWER_KERNEL - 1)) ** 3
         self.hidden = nnx.Linear(flat, 2 * width, rngs=rngs)
@@ -39,7 +31,7 @@ class GlobalDense(nnx.Module):
 
     def __call__(
         self, source: jax.Array, target: jax.Array, box: int, *, train: bool
-    ) -> Pose:
+    ) -> tuple[Pose, None]:
         """Estimates poses from feature maps ``(batch, n, n, n, c)``; shifts in box voxels."""
         source, target = matching.l2_normalize(source), matching.l2_normalize(target)
         correlate = jax.vmap(matching.global_correlation)
@@ -48,7 +40,7 @@ class GlobalDense(nnx.Module):
         out = self.out(nnx.relu(self.hidden(jnp.concatenate(flat, axis=-1))))
         upright = jnp.array([1.0, 0, 0, 0, 1, 0])
         rotations = jax.vmap(rotation.from_six_d)(out[:, :6] + upright)
-        return Pose(rotations, jnp.tanh(out[:, 6:]) * (box / 2))
+        return Pose(rotations, jnp.tanh(out[:, 6:]) * (box / 2)), None
 
 
 class _Tower(nnx.Module):
@@ -70,54 +62,10 @@ class _Tower(nnx.Module):
         return hidden.reshape(hidden.shape[0], -1)
 
 
-class GlobalProcrustes(nnx.Module):
-    """Coarse regressor that solves for the pose instead of learning to.
-
-    Each channel, made positive and of unit sum by a softmax over space, says where in the box
-    its feature is. The global correlation of such maps is a non-negative table of matches
-    between target and source voxels, and the pose is its weighted Procrustes solution.
-    """
-
-    def __init__(
-        self, size: int, num_features: int, width: int, momentum: float, *, rngs: nnx.Rngs
-    ):
-        del size, width, momentum
-        self.sharpness = nnx.Param(jnp.zeros(num_features))
-        self.weight = nnx.Param(jnp.zeros(num_features))
-
-    def __call__(
-        self, source: jax.Array, target: jax.Array, box: int, *, train: bool
-    ) -> Pose:
-        """Estimates poses from feature maps ``(batch, n, n, n, c)``; shifts in box voxels."""
-        del train
-        points = grid_points(source.shape[1], box)
-        weight = nnx.softmax(self.weight[...])
-
-        def solve(source: jax.Array, target: jax.Array) -> Pose:
-            table = matching.global_correlation(self._place(source), self._place(target) * weight)
-            return weighted_procrustes(table.reshape(len(points), -1), points, points)
-
-        return jax.vmap(solve)(source, target)
-
-    def _place(self, features: jax.Array) -> jax.Array:
-        logits = features * jnp.exp(self.sharpness[...])
-        return nnx.softmax(logits, axis=(0, 1, 2))
-
-
 class LocalDense(nnx.Module):
     """Fine regressor: strided convolutions over a local correlation; starts as the identity."""
 
-    def __init__(
-        self,
-        size: int,
-        num_features: int,
-        width: int,
-        momentum: float,
-        *,
-        radius: int,
-        rngs: nnx.Rngs,
-    ):
-        del num_features
+    def __init__(self, size: int, width: int, momentum: float, *, radius: int, rngs: nnx.Rngs):
         self.radius = radius
         self.convs = nnx.List(
             [
@@ -131,9 +79,7 @@ class LocalDense(nnx.Module):
         zeros = nnx.initializers.zeros_init()
         self.out = nnx.Linear(4 * width, 6, kernel_init=zeros, rngs=rngs)
 
-    def __call__(
-        self, source: jax.Array, target: jax.Array, box: int, *, train: bool
-    ) -> Pose:
+    def __call__(self, source: jax.Array, target: jax.Array, box: int, *, train: bool) -> Pose:
         """Estimates small poses from feature maps ``(batch, n, n, n, c)``."""
         hidden = _local_correlation(source, target, self.radius)
         for conv, norm in zip(self.convs, self.norms, strict=True):
@@ -150,30 +96,19 @@ class LocalProcrustes(nnx.Module):
     function of their features.
     """
 
-    def __init__(
-        self,
-        size: int,
-        num_features: int,
-        width: int,
-        momentum: float,
-        *,
-        radius: int,
-        rngs: nnx.Rngs,
-    ):
-        del size, width, momentum
+    def __init__(self, num_features: int, *, radius: int, rngs: nnx.Rngs):
         self.radius = radius
         self.sharpness = nnx.Param(jnp.log(jnp.asarray(INITIAL_SHARPNESS)))
         self.weight = nnx.Linear(num_features, 1, rngs=rngs)
 
-    def __call__(
-        self, source: jax.Array, target: jax.Array, box: int, *, train: bool
-    ) -> Pose:
+    def __call__(self, source: jax.Array, target: jax.Array, box: int, *, train: bool) -> Pose:
         """Estimates small poses from feature maps ``(batch, n, n, n, c)``."""
         del train
         size, radius = source.shape[1], self.radius
         points = grid_points(size, box)
         offsets = _cube(np.arange(-radius, radius + 1) * (box / size))
-        correlation = _local_correlation(source, target, radius)
+        # Without the mean that all voxels share, neighbours differ enough to tell them apart.
+        correlation = _local_correlation(_centred(source), _centred(target), radius)
         # source(p) belongs to target(p - o): the matched point is p minus the mean offset.
         matches = nnx.softmax(correlation * jnp.exp(self.sharpness[...]), axis=-1)
         moved = points - matches.reshape(len(source), -1, len(offsets)) @ offsets
@@ -201,6 +136,10 @@ def _cube(axis: np.ndarray) -> jax.Array:
     """The points of a cubic grid in C order of (z, y, x), as ``(x, y, z)`` rows."""
     z, y, x = np.meshgrid(axis, axis, axis, indexing="ij")
     return jnp.asarray(np.stack([x, y, z], axis=-1).reshape(-1, 3), jnp.float32)
+
+
+def _centred(maps: jax.Array) -> jax.Array:
+    return maps - jnp.mean(maps, axis=(1, 2, 3), keepdims=True)
 
 
 def _local_correlation(source: jax.Array, target: jax.Array, radius: int) -> jax.Array:

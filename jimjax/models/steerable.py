@@ -1,7 +1,5 @@
 """Coarse regressor that compares two particles at every rotation at once."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,18 +17,6 @@ BASIN = np.deg2rad(40.0)  # rotations nearer than this to the best one refine it
 EPSILON = 1e-6
 
 
-class PoseScores(NamedTuple):
-    """A pose and how probable each rotation of the grid is.
-
-    Attributes:
-        pose: ``(batch,)`` poses.
-        logits: ``(batch, num_rotations)`` over the grid.
-    """
-
-    pose: Pose
-    logits: jax.Array
-
-
 class GlobalHarmonic(nnx.Module):
     """Global correlation of feature maps over SO(3), through their harmonic moments.
 
@@ -41,31 +27,31 @@ class GlobalHarmonic(nnx.Module):
     features, the centre, and the weight of every channel, radius and degree.
     """
 
-    def __init__(
-        self, num_features: int, *, degree: int, num_rotations: int, rngs: nnx.Rngs
-    ):
+    def __init__(self, num_features: int, *, degree: int, num_rotations: int, rngs: nnx.Rngs):
         self.degree = degree
         self.num_rotations = num_rotations
         self.centre = nnx.Linear(num_features, 1, rngs=rngs)
         self.weights = nnx.Param(jnp.zeros((degree, len(RADIAL_SCALES), num_features)))
         self.log_sharpness = nnx.Param(jnp.log(jnp.asarray(INITIAL_SHARPNESS)))
 
-    def __call__(self, source: jax.Array, target: jax.Array, box: int) -> PoseScores:
-        """Estimates poses from feature maps ``(batch, n, n, n, c)``; shifts in box voxels."""
+    def __call__(
+        self, source: jax.Array, target: jax.Array, box: int, *, train: bool
+    ) -> tuple[Pose, jax.Array]:
+        """Estimates poses from feature maps ``(batch, n, n, n, c)``.
+
+        Returns:
+            Poses, shifts in box voxels, and ``(batch, num_rotations)`` logits over the grid.
+        """
+        del train
         source_centre, source_moments = self.moments(source, box)
         target_centre, target_moments = self.moments(target, box)
         logits = self.score(source_moments, target_moments)
-        rotation = jax.vmap(_peak, in_axes=(0, None))(logits, self.rotations())
+        grid = jnp.asarray(super_fibonacci(self.num_rotations))
+        rotation = jax.vmap(_peak, in_axes=(0, None))(logits, grid)
         turned = jnp.einsum("bij,bj->bi", rotation, source_centre, precision=lax.Precision.HIGHEST)
-        return PoseScores(Pose(rotation, target_centre - turned), logits)
+        return Pose(rotation, target_centre - turned), logits
 
-    def rotations(self) -> jax.Array:
-        """The grid, ``(num_rotations, 3, 3)``."""
-        return jnp.asarray(super_fibonacci(self.num_rotations))
-
-    def moments(
-        self, features: jax.Array, box: int
-    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def moments(self, features: jax.Array, box: int) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """Expands feature maps.
 
         Args:
@@ -100,9 +86,7 @@ class GlobalHarmonic(nnx.Module):
         scale = lax.rsqrt(total + EPSILON)[:, None, None]
         return centre, tuple(m * scale for m in out)
 
-    def score(
-        self, source: tuple[jax.Array, ...], target: tuple[jax.Array, ...]
-    ) -> jax.Array:
+    def score(self, source: tuple[jax.Array, ...], target: tuple[jax.Array, ...]) -> jax.Array:
         """Correlates moments at every rotation of the grid: ``(batch, num_rotations)``."""
         total = 0.0
         for moments, turned, grid in zip(

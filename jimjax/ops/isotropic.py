@@ -43,7 +43,7 @@ def isotropic_conv3d(x: jax.Array, kernel: jax.Array, *, dilation: int = 1) -> j
 def _isotropic_conv3d(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
     weights = kernel.reshape(-1, kernel.shape[-1])
     shells = _shell_sums(x, dilation)
-    return jnp.dot(shells, weights, preferred_element_type=jnp.float32).astype(x.dtype)
+    return jnp.dot(shells, weights, preferred_element_type=_accumulator(x)).astype(x.dtype)
 
 
 def _forward(
@@ -60,8 +60,13 @@ def _backward(
     to_x = _isotropic_conv3d(cotangent, kernel.swapaxes(1, 2), dilation)
     shells = _shell_sums(x, dilation).reshape(-1, kernel.shape[0] * kernel.shape[1])
     rows = cotangent.reshape(-1, cotangent.shape[-1])
-    to_kernel = jnp.dot(shells.T, rows, preferred_element_type=jnp.float32)
+    to_kernel = jnp.dot(shells.T, rows, preferred_element_type=_accumulator(x))
     return to_x, to_kernel.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _accumulator(x: jax.Array) -> jnp.dtype:
+    """Sums are float32 at least: bfloat16 cannot count past 256."""
+    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 _isotropic_conv3d.defvjp(_forward, _backward)

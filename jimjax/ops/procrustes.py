@@ -21,7 +21,8 @@ def nearest_rotation(matrix: jax.Array) -> jax.Array:
         matrix: ``(3, 3)``, for instance ``sum_i w_i p_i q_i^T`` of matched points.
 
     Returns:
-        ``(3, 3)`` with determinant +1; the identity for a zero matrix.
+        ``(3, 3)`` with determinant +1; the identity for a matrix of norm below 1e-6. One of the
+        maximisers where there are several.
 
     Raises:
         ValueError: if ``matrix`` is not 3 x 3.
@@ -45,36 +46,6 @@ def nearest_rotation(matrix: jax.Array) -> jax.Array:
     # Every column is the eigenvector times a number; the largest is the safest.
     column = power[:, jnp.argmax(jnp.diagonal(power))]
     return from_quaternion(column)
-
-
-def weighted_procrustes(
-    correlation: jax.Array, source_points: jax.Array, target_points: jax.Array
-) -> Pose:
-    """Solves for the rigid motion that carries source points onto the targets they match.
-
-        minimise  sum_pq C[p, q] |R q + t - p|^2   over rotations R and shifts t
-
-    Args:
-        correlation: ``(targets, sources)``, non-negative; how much each pair belongs together.
-        source_points: ``(sources, 3)``, ``(x, y, z)``.
-        target_points: ``(targets, 3)``, in the same unit.
-
-    Returns:
-        Pose with ``target = R source + t``; the identity rotation where nothing matches.
-
-    Raises:
-        ValueError: if the shapes do not belong together.
-    """
-    expected = (*target_points.shape[:-1], *source_points.shape[:-1])
-    if correlation.shape != expected or correlation.ndim != 2:
-        raise ValueError(f"correlation must have shape {expected}, got {correlation.shape}")
-    total = jnp.sum(correlation)
-    weights = correlation / jnp.where(total > 0, total, 1.0)
-    target_mean = _matmul(jnp.sum(weights, axis=1), target_points)
-    source_mean = _matmul(jnp.sum(weights, axis=0), source_points)
-    matched = _matmul(weights, source_points - source_mean)
-    rotation = nearest_rotation(_matmul((target_points - target_mean).T, matched))
-    return Pose(rotation, target_mean - _matmul(rotation, source_mean))
 
 
 def paired_procrustes(

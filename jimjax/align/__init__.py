@@ -1,0 +1,1 @@
+"""Poses and classes of particles from a trained network."""

@@ -1,0 +1,200 @@
+"""References: what the particles of each cluster look like, aligned and averaged."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+
+from jimjax.align.inference import Alignments, Description, align_to_all, encode
+from jimjax.average.class_average import (
+    add_sums,
+    correlate_half_maps,
+    divide_sum,
+    soft_sphere,
+    sum_particles,
+)
+from jimjax.config import PredictSection
+from jimjax.models.functional import Network
+from jimjax.ops import fourier
+from jimjax.ops.rotation import Pose
+from jimjax.train.molecules import standardize
+
+MIN_MEMBERS = 4  # particles below which a cluster has no average, only a first particle
+
+
+class Assignment(NamedTuple):
+    """Particles sorted by the reference that they correlate with best.
+
+    Attributes:
+        labels: ``(n,)`` int32.
+        references: ``(k, z, y, x)``, normalised, made from the particles so labelled.
+        alignments: ``(n, ...)`` each to its own reference, as it was before.
+    """
+
+    labels: np.ndarray
+    references: np.ndarray
+    alignments: Alignments
+
+
+class Particles(NamedTuple):
+    """Particles as the aligner wants them.
+
+    Attributes:
+        volumes: ``(n, z, y, x)``, normalised.
+        tilt_ranges: ``(n, 2)`` degrees.
+        description: what the network says of them.
+    """
+
+    volumes: np.ndarray
+    tilt_ranges: np.ndarray
+    description: Description
+
+
+def first_references(
+    particles: Particles, labels: np.ndarray, num_clusters: int, *, cutoff: float
+) -> np.ndarray:
+    """Takes from each cluster the particle nearest to its middle, low-passed.
+
+    Args:
+        particles: with features.
+        labels: ``(n,)`` clusters; one without particles borrows from the largest.
+        num_clusters: how many references.
+        cutoff: of the low-pass, cycles per voxel.
+
+    Returns:
+        ``(num_clusters, z, y, x)``, normalised.
+    """
+    features = particles.description.features
+    largest = np.bincount(labels, minlength=num_clusters).argmax()
+    chosen = []
+    for label in range(num_clusters):
+        members = np.flatnonzero(labels == label)
+        if len(members) == 0:
+            members = np.setdiff1d(np.flatnonzero(labels == largest), chosen)
+        middle = features[members].mean(0)
+        order = np.linalg.norm(features[members] - middle, axis=1)
+        chosen.append(members[int(order.argmin())])
+    return np.stack([np.asarray(_smooth(particles.volumes[i], cutoff)) for i in chosen])
+
+
+def reassign(
+    network: Network,
+    particles: Particles,
+    references: np.ndarray,
+    *,
+    cutoff: float,
+    config: PredictSection,
+) -> Assignment:
+    """Aligns every particle to every reference, keeps the best, and averages anew.
+
+    Args:
+        network: a Jim-Net.
+        particles: all of them.
+        references: ``(k, z, y, x)``, normalised.
+        cutoff: low-pass of the correlation that judges poses, cycles per voxel.
+        config: batch size and proposals.
+
+    Returns:
+        Labels, and the references that follow from them; a reference that attracts hardly any
+        particle stays as it was.
+    """
+    everything = align_to_all(
+        network,
+        references,
+        particles.volumes,
+        particles.description.maps,
+        particles.tilt_ranges,
+        num_proposals=config.num_proposals,
+        batch_size=config.batch_size,
+        cutoff=cutoff,
+    )
+    labels, found = everything.best()
+    averages = []
+    for label, reference in enumerate(references):
+        members = np.flatnonzero(labels == label)
+        has_average = len(members) >= MIN_MEMBERS
+        averages.append(_average(particles, found, members) if has_average else reference)
+    return Assignment(labels.astype(np.int32), np.stack(averages), found)
+
+
+def merge(
+    network: Network,
+    particles: Particles,
+    assignment: Assignment,
+    num_clusters: int,
+    *,
+    cutoff: float,
+    config: PredictSection,
+) -> Assignment:
+    """Joins the clusters whose references look most alike, once aligned.
+
+    Args:
+        network: a Jim-Net.
+        particles: all of them.
+        assignment: to more clusters than wanted.
+        num_clusters: how many to leave.
+        cutoff: low-pass of the correlation, cycles per voxel.
+        config: batch size and proposals.
+
+    Returns:
+        The assignment to ``num_clusters`` clusters; each keeps its largest member's reference.
+    """
+    references = assignment.references
+    num = len(references)
+    if num <= num_clusters:
+        return assignment
+    likeness = align_to_all(
+        network,
+        references,
+        references,
+        encode(network, references),
+        np.tile([-90.0, 90.0], (num, 1)).astype(np.float32),
+        num_proposals=max(4, config.num_proposals),
+        batch_size=config.batch_size,
+        cutoff=cutoff,
+    ).correlations
+    distance = 1 - np.maximum(likeness, likeness.T)
+    np.fill_diagonal(distance, 0.0)
+    tree = linkage(squareform(np.clip(distance, 0, None), checks=False), method="average")
+    group = fcluster(tree, num_clusters, criterion="maxclust") - 1
+    sizes = np.bincount(assignment.labels, minlength=num)
+    kept = [max(np.flatnonzero(group == g), key=lambda i: sizes[i]) for g in range(group.max() + 1)]
+    # Ties can leave fewer groups than asked for: the largest clusters without one fill up.
+    spare = [i for i in np.argsort(-sizes) if i not in kept]
+    kept += spare[: num_clusters - len(kept)]
+    labels = group[assignment.labels].astype(np.int32)
+    return Assignment(labels, references[kept], assignment.alignments)
+
+
+def _average(particles: Particles, found: Alignments, members: np.ndarray) -> np.ndarray:
+    halves = [
+        sum_particles(
+            particles.volumes[part],
+            particles.tilt_ranges[part],
+            Pose(found.rotations[part], found.shifts[part]),
+            order=1,
+        )
+        for part in (members[::2], members[1::2])
+    ]
+    size = particles.volumes.shape[-1]
+    agreement = correlate_half_maps(*(divide_sum(half, size) for half in halves))
+    return np.asarray(_filtered(divide_sum(add_sums(*halves), size), agreement))
+
+
+@jax.jit
+def _smooth(volume: jax.Array, cutoff: float) -> jax.Array:
+    """A single particle as a reference: low-passed, and without what lies in the corners."""
+    return standardize(fourier.bandpass(volume, high=cutoff) * soft_sphere(volume.shape))
+
+
+@jax.jit
+def _filtered(average: jax.Array, agreement: jax.Array) -> jax.Array:
+    """Weighs the shells of an average by 2 FSC / (1 + FSC), the Wiener filter of two halves."""
+    agreement = jnp.clip(agreement, 0.0, 1.0)
+    weights = 2 * agreement / (1 + agreement)
+    shells = jnp.minimum(fourier.shell_index(average.shape), len(weights) - 1)
+    filtered = fourier.irfft(fourier.rfft(average) * weights[shells], average.shape)
+    return standardize(filtered * soft_sphere(average.shape))

@@ -1,0 +1,149 @@
+"""The command line: reads it, runs one subcommand, and turns mistakes into one line."""
+
+import contextlib
+import io
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from jimjax.commands.average import Average
+from jimjax.commands.demo import Demo
+from jimjax.commands.doctor import Doctor
+from jimjax.commands.evaluate import Evaluate
+from jimjax.commands.import_npz import Import
+from jimjax.commands.predict import Predict
+from jimjax.commands.report import Report
+from jimjax.commands.simulate import Simulate
+from jimjax.commands.train import Train
+
+COMMANDS = {
+    "doctor": Doctor,
+    "simulate": Simulate,
+    "train": Train,
+    "predict": Predict,
+    "average": Average,
+    "evaluate": Evaluate,
+    "report": Report,
+    "demo": Demo,
+    "import": Import,
+}
+EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED, EXIT_KILLED = 1, 2, 75, 130  # 75: EX_TEMPFAIL
+DESCRIPTION = "Joint alignment and clustering of cryo-electron subtomograms."
+_FRAME = re.compile("[\u2500-\u257f]")  # box drawing
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: without the program's name; those of the process if None.
+
+    Returns:
+        The exit code: 0 for success, 2 for a mistake of the user (one line on stderr), 1 for
+        training that cannot go on or a disk that fails, 75 for training that was interrupted and
+        can be resumed, 130 for Ctrl-C.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments == ["--version"]:
+        import jimjax
+
+        print(f"jimjax {jimjax.__version__}")
+        return 0
+    try:
+        command = _parse(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    prepare_jax()
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _run(command)
+
+
+def cache_folder() -> Path:
+    """Where compiled programs are kept between runs; JAX_COMPILATION_CACHE_DIR overrides it."""
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if given:
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "jimjax" / "xla"
+
+
+def prepare_jax() -> None:
+    """Sets what JAX reads when it is first imported: quiet, and with a cache on disk."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with contextlib.suppress(OSError):  # without a place to write, everything is compiled anew
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def _parse(arguments: list[str]) -> Any:
+    """Returns a subcommand with its options; tyro's box of errors becomes one line."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.extras.subcommand_cli_from_dict(
+                COMMANDS, prog="jimjax", description=DESCRIPTION, args=arguments
+            )
+    except SystemExit as stop:
+        if stop.code:
+            _complain(_usage_line(complaint.getvalue(), arguments))
+        raise
+
+
+def _usage_line(box: str, arguments: list[str]) -> str:
+    text = re.sub(r"\s+", " ", _FRAME.sub(" ", box)).strip()
+    text = text.partition(" For full helptext")[0]
+    name = f" {arguments[0]}" if arguments and arguments[0] in COMMANDS else ""
+    return f"{text}; see jimjax{name} --help"
+
+
+def _run(command: Any) -> int:
+    from jimjax.io.errors import InputError
+
+    try:
+        command.run()
+    except InputError as problem:
+        return _complain(str(problem), EXIT_MISTAKE)
+    except (PermissionError, FileExistsError, NotADirectoryError) as problem:
+        return _complain(f"{problem.filename}: {problem.strerror}", EXIT_MISTAKE)
+    except BrokenPipeError:  # the reader of stdout has gone, as with | head
+        sys.stdout = open(os.devnull, "w")
+        return EXIT_FAILED
+    except OSError as problem:
+        return _complain(str(problem), EXIT_FAILED)
+    except KeyboardInterrupt:
+        return _complain("stopped", EXIT_KILLED)
+    except Exception as problem:
+        code = _training_exit_code(problem)
+        if code is None:
+            raise
+        return _complain(str(problem), code)
+    return 0
+
+
+def _training_exit_code(problem: Exception) -> int | None:
+    """Knows the exceptions of training without importing it for commands that never train."""
+    loop = sys.modules.get("jimjax.train.loop")
+    if loop is not None and isinstance(problem, loop.Interrupted):
+        return EXIT_INTERRUPTED
+    if loop is not None and isinstance(problem, loop.TrainingError):
+        return EXIT_FAILED
+    return None
+
+
+def _complain(text: str, code: int = EXIT_MISTAKE) -> int:
+    print(f"jimjax: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    _complain(f"warning: {message}")

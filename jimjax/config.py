@@ -1,0 +1,211 @@
+"""Run configuration: frozen dataclasses, read from TOML, every default a considered value."""
+
+import dataclasses
+import difflib
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from jimjax.io.errors import InputError
+
+
+@dataclass(frozen=True)
+class NetworkSection:
+    """The network.
+
+    Attributes:
+        preset: "small" trains on a laptop, with radial kernels and solved poses; "paper" has
+            Gum-Net's widths and learned regressors, and wants an accelerator.
+        num_classes: clusters to find.
+    """
+
+    preset: Literal["small", "paper"] = "small"
+    num_classes: int = 5
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """What is known of the particles.
+
+    Attributes:
+        contrast: "dark" protein as in raw tomograms, or "light". Nothing is flipped: it decides
+            only which kind of molecules the network is pre-trained on.
+    """
+
+    contrast: Literal["dark", "light"] = "dark"
+
+
+@dataclass(frozen=True)
+class PretrainSection:
+    """Self-supervised alignment of random molecules.
+
+    Attributes:
+        steps: optimiser steps; 0 leaves it out.
+        batch_size: pairs per step.
+        learning_rate: peak of the cosine schedule.
+        snr_min: lowest signal-to-noise ratio of the molecules.
+        snr_max: highest.
+        max_shift: largest displacement per axis, fraction of the box.
+    """
+
+    steps: int = 1000
+    batch_size: int = 16
+    learning_rate: float = 3e-3
+    snr_min: float = 0.03
+    snr_max: float = 1.0
+    max_shift: float = 0.2
+
+
+@dataclass(frozen=True)
+class JointSection:
+    """Pair-matching training on the particles (Jim-Net, algorithm 1).
+
+    Attributes:
+        epochs: times that features are clustered and each particle then seen as a source.
+        batch_size: cluster-matched pairs per step.
+        learning_rate: peak of the cosine schedule.
+        cluster_weight: of the cross entropy to the cluster labels.
+        alignment_weight: of the constrained cross-correlation loss, gamma of both stages.
+        regulariser_weight: of the fine stage's departure from identity (equation 3).
+        molecule_share: random molecules added to a batch, as a share of its pairs; they keep
+            the pose branch from drifting.
+        cutoff: low-pass of the alignment loss, cycles per voxel (equation 6).
+    """
+
+    epochs: int = 4
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    cluster_weight: float = 1.0
+    alignment_weight: float = 1.0
+    regulariser_weight: float = 0.0
+    molecule_share: float = 0.5
+    cutoff: float = 0.2
+
+
+@dataclass(frozen=True)
+class ClusterSection:
+    """Clustering between epochs.
+
+    Attributes:
+        method: "features" is the paper's: a Gaussian mixture on features F(x, x), each epoch.
+            "alignment" lets it only begin, with more clusters than wanted; particles then go to
+            the reference that they align to best, and references that look alike are joined.
+        surplus: clusters to begin with, as a multiple of those wanted ("alignment").
+        rounds: alignments and averages before clusters are joined, and after ("alignment").
+        num_components: principal components that the mixture is fitted to.
+        num_init: random starts of the mixture.
+        regularization: added to the diagonal of covariances, in units of the first component's
+            variance.
+    """
+
+    method: Literal["alignment", "features"] = "alignment"
+    surplus: float = 2.0
+    rounds: int = 3
+    num_components: int = 8
+    num_init: int = 5
+    regularization: float = 1e-3
+
+
+@dataclass(frozen=True)
+class PredictSection:
+    """Poses against the class references.
+
+    Attributes:
+        batch_size: particles at a time.
+        num_proposals: orientations of the reference from which the network starts; the pose
+            that correlates best is kept.
+    """
+
+    batch_size: int = 32
+    num_proposals: int = 4
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides the outcome of a training run, besides the particles."""
+
+    seed: int = 0
+    network: NetworkSection = field(default_factory=NetworkSection)
+    data: DataSection = field(default_factory=DataSection)
+    pretrain: PretrainSection = field(default_factory=PretrainSection)
+    joint: JointSection = field(default_factory=JointSection)
+    cluster: ClusterSection = field(default_factory=ClusterSection)
+    predict: PredictSection = field(default_factory=PredictSection)
+
+
+def read_config(path: str | Path) -> RunConfig:
+    """Reads a TOML file; what it leaves out keeps its default.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        InputError: if the file cannot be read or parsed, a key is unknown (the nearest known
+            one is named), or a value has the wrong type or is out of range.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        values = tomllib.loads(text)
+    except OSError as problem:
+        raise InputError(f"{path}: cannot be read ({problem.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise InputError(f"{path}: not valid TOML: {problem}") from None
+    return _build(RunConfig, values, str(path), "")
+
+
+def write_config(config: RunConfig) -> str:
+    """Writes a configuration as TOML that ``read_config`` reads back."""
+    lines = [f"seed = {config.seed}"]
+    for section in dataclasses.fields(config):
+        value = getattr(config, section.name)
+        if dataclasses.is_dataclass(value):
+            lines += ["", f"[{section.name}]"]
+            for entry in dataclasses.fields(value):
+                lines.append(f"{entry.name} = {_toml(getattr(value, entry.name))}")
+    return "\n".join(lines) + "\n"
+
+
+def _build(kind: type, values: dict[str, Any], path: str, prefix: str) -> Any:
+    hints = get_type_hints(kind)
+    for key in values:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1, cutoff=0.0)
+            raise InputError(
+                f"{path}: unknown key '{prefix}{key}'; did you mean '{prefix}{near[0]}'? "
+                f"Known keys: {', '.join(prefix + k for k in hints)}"
+            )
+    arguments = {}
+    for key, value in values.items():
+        hint, name = hints[key], f"{prefix}{key}"
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, dict):
+                raise InputError(f"{path}: '{name}' must be a table [{name}]")
+            arguments[key] = _build(hint, value, path, f"{name}.")
+        else:
+            arguments[key] = _checked(hint, value, path, name)
+    return kind(**arguments)
+
+
+def _checked(hint: Any, value: Any, path: str, name: str) -> Any:
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            choices = ", ".join(repr(choice) for choice in get_args(hint))
+            raise InputError(f"{path}: '{name}' must be one of {choices}, got {value!r}")
+        return value
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or (hint is int and not isinstance(value, int)):
+        wanted = "a whole number" if hint is int else "a number"
+        raise InputError(f"{path}: '{name}' must be {wanted}, got {value!r}")
+    if not 0 <= value < float("inf"):
+        raise InputError(f"{path}: '{name}' must not be negative or infinite, got {value!r}")
+    if value == 0 and name.endswith(("batch_size", "num_classes", "num_proposals")):
+        raise InputError(f"{path}: '{name}' must be at least 1")
+    return hint(value)
+
+
+def _toml(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)

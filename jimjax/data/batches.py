@@ -1,0 +1,65 @@
+"""Which particles are seen when: a function of seed and epoch alone, so that runs repeat."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+
+def num_batches(num: int, batch_size: int) -> int:
+    """Batches that cover ``num`` examples once."""
+    return -(-num // batch_size)
+
+
+def index_batches(num: int, batch_size: int, *, seed: int, epoch: int) -> Iterator[np.ndarray]:
+    """Shuffles examples and cuts them into batches of one fixed size.
+
+    Args:
+        num: examples.
+        batch_size: of every batch; the last one is filled up from the beginning.
+        seed: of the run.
+        epoch: shuffles differently each time.
+
+    Yields:
+        ``(batch_size,)`` indices; each example at least once per epoch.
+
+    Raises:
+        ValueError: if there is nothing to cut.
+    """
+    if num < 1 or batch_size < 1:
+        raise ValueError(f"need examples and a batch size, got {num} and {batch_size}")
+    order = _generator(seed, epoch, "order").permutation(num)
+    order = np.resize(order, num_batches(num, batch_size) * batch_size)
+    yield from order.reshape(-1, batch_size)
+
+
+def draw_partners(labels: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+    """Draws for each example another one of the same cluster.
+
+    Args:
+        labels: ``(n,)`` clusters.
+        seed: of the run.
+        epoch: draws differently each time.
+
+    Returns:
+        ``(n,)`` indices, never the example itself, except that an example alone in its cluster
+        gets itself.
+    """
+    generator = _generator(seed, epoch, "partners")
+    partners = np.arange(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) > 1:
+            # A shuffled ring: everyone's partner is the next one.
+            ring = generator.permutation(members)
+            partners[ring] = np.roll(ring, 1)
+    return partners
+
+
+def padded_chunks(num: int, chunk: int) -> Iterator[np.ndarray]:
+    """Cuts ``range(num)`` into chunks of one fixed size, the last filled up with its own last."""
+    for first in range(0, num, chunk):
+        yield np.minimum(np.arange(first, first + chunk), num - 1)
+
+
+def _generator(seed: int, epoch: int, purpose: str) -> np.random.Generator:
+    return np.random.default_rng([seed, epoch, *purpose.encode()])

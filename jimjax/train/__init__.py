@@ -1,0 +1,1 @@
+"""Training: one loop for every task, sharded over the devices of one mesh axis."""

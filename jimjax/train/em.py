@@ -1,0 +1,168 @@
+"""Between epochs: cluster what the network makes of the particles (Jim-Net, algorithm 1).
+
+The paper fits a Gaussian mixture to the features F(x, x). Here the alignment branch can have the
+last word: the mixture proposes more clusters than wanted, each gives a reference, particles move
+to the reference that they correlate with best once aligned, and references that turn out to be
+the same molecule are joined. Averages of many particles tell molecules apart where single
+particles cannot.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.decomposition import PCA
+
+from jimjax.align.inference import describe
+from jimjax.align.references import Assignment, Particles, first_references, merge, reassign
+from jimjax.config import RunConfig
+from jimjax.evaluate.clustering import match_labels
+from jimjax.models.functional import Network
+from jimjax.ops import mixture
+
+
+class Memory(NamedTuple):
+    """What one epoch hands to the next.
+
+    Attributes:
+        labels: ``(n,)`` int32 clusters, -1 before the first clustering.
+        references: ``(k, z, y, x)``, normalised; zeros before the first clustering.
+    """
+
+    labels: np.ndarray
+    references: np.ndarray
+
+
+def initial_memory(num_particles: int, num_classes: int, box: int) -> Memory:
+    """Nothing known yet."""
+    labels = np.full(num_particles, -1, np.int32)
+    return Memory(labels, np.zeros((num_classes, box, box, box), np.float32))
+
+
+def recluster(
+    key: jax.Array,
+    network: Network,
+    volumes: np.ndarray,
+    tilt_ranges: np.ndarray,
+    memory: Memory,
+    config: RunConfig,
+) -> tuple[Memory, dict[str, float]]:
+    """Clusters the particles anew.
+
+    Args:
+        key: seeds the mixture.
+        network: as trained so far.
+        volumes: ``(n, z, y, x)``, normalised.
+        tilt_ranges: ``(n, 2)`` degrees.
+        memory: of the last epoch.
+        config: the run.
+
+    Returns:
+        The new memory, and numbers to log.
+
+    Raises:
+        ValueError: if there are fewer particles than clusters.
+    """
+    num_classes = config.network.num_classes
+    is_first = bool((memory.labels < 0).all())
+    described = describe(network, volumes, batch_size=config.predict.batch_size)
+    particles = Particles(volumes, tilt_ranges, described)
+    if config.cluster.method == "features":
+        labels = cluster_features(key, described.features, num_classes, config)
+        if not is_first:
+            labels = match_labels(labels, memory.labels, num_classes).astype(np.int32)
+        new, correlation = Memory(labels, memory.references), {}
+    else:
+        if is_first:
+            assignment = _found_clusters(key, network, particles, config)
+        else:
+            assignment = _reassign(network, particles, memory.references, config)
+        new = Memory(assignment.labels, assignment.references)
+        correlation = {"correlation": float(assignment.alignments.correlations.mean())}
+    sizes = np.bincount(new.labels, minlength=num_classes)
+    kept = 0.0 if is_first else float(np.mean(new.labels == memory.labels))
+    return new, {"share_kept": kept, "smallest_cluster": int(sizes.min()), **correlation}
+
+
+def final_references(
+    network: Network,
+    volumes: np.ndarray,
+    tilt_ranges: np.ndarray,
+    memory: Memory,
+    config: RunConfig,
+) -> np.ndarray:
+    """References ``(k, z, y, x)`` made with the trained network, to pose particles against."""
+    described = describe(network, volumes, batch_size=config.predict.batch_size)
+    particles = Particles(volumes, tilt_ranges, described)
+    references = memory.references
+    if config.cluster.method == "features":
+        references = first_references(
+            particles, memory.labels, len(references), cutoff=config.joint.cutoff
+        )
+    for _ in range(config.cluster.rounds):
+        references = _reassign(network, particles, references, config).references
+    return references
+
+
+def cluster_features(
+    key: jax.Array, features: np.ndarray, num_classes: int, config: RunConfig
+) -> np.ndarray:
+    """Fits a full-covariance Gaussian mixture to the principal components of features.
+
+    Args:
+        key: seeds the starts.
+        features: ``(n, d)``.
+        num_classes: clusters.
+        config: the run; its cluster section is used.
+
+    Returns:
+        ``(n,)`` int32 labels.
+
+    Raises:
+        ValueError: if there are fewer particles than clusters.
+    """
+    section = config.cluster
+    num_components = min(section.num_components, *features.shape)
+    scores = PCA(num_components, svd_solver="full").fit_transform(features.astype(np.float64))
+    scale = scores[:, 0].std()
+    scores = jnp.asarray(scores / (scale if scale > 0 else 1.0), jnp.float32)
+    fitted, _ = mixture.fit(
+        key,
+        scores,
+        num_components=num_classes,
+        num_init=section.num_init,
+        regularization=section.regularization,
+    )
+    posterior = mixture.e_step(scores, fitted)
+    return np.asarray(jnp.argmax(posterior.log_responsibilities, axis=1), np.int32)
+
+
+def _found_clusters(
+    key: jax.Array, network: Network, particles: Particles, config: RunConfig
+) -> Assignment:
+    num_classes = config.network.num_classes
+    num_first = int(
+        np.clip(config.cluster.surplus * num_classes, num_classes, len(particles.volumes))
+    )
+    labels = cluster_features(key, particles.description.features, num_first, config)
+    references = first_references(particles, labels, num_first, cutoff=config.joint.cutoff)
+    for _ in range(max(1, config.cluster.rounds)):
+        assignment = _reassign(network, particles, references, config)
+        references = assignment.references
+    joined = merge(
+        network,
+        particles,
+        assignment,
+        num_classes,
+        cutoff=config.joint.cutoff,
+        config=config.predict,
+    )
+    return _reassign(network, particles, joined.references, config)
+
+
+def _reassign(
+    network: Network, particles: Particles, references: np.ndarray, config: RunConfig
+) -> Assignment:
+    cutoff = config.joint.cutoff
+    return reassign(network, particles, references, cutoff=cutoff, config=config.predict)

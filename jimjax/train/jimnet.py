@@ -1,0 +1,258 @@
+"""How Jim-Net is trained: random molecules first, then the particles, clustered as it goes."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from jimjax.config import RunConfig
+from jimjax.data import batches
+from jimjax.data.subtomograms import Subtomograms, normalize
+from jimjax.models import functional, jimnet
+from jimjax.models.functional import Network
+from jimjax.ops import matching
+from jimjax.ops.correlation import aligned_correlation
+from jimjax.ops.rotation import Pose
+from jimjax.train import em, losses
+from jimjax.train.loop import Stage
+from jimjax.train.mesh import constrain_batch
+from jimjax.train.molecules import MoleculeConfig, observe_molecules
+from jimjax.train.state import Optimizer, TrainState, adam, network_of
+from jimjax.train.step import LossResult
+
+PRESETS = {"small": jimnet.small, "paper": jimnet.paper}
+SIGNS = {"dark": -1.0, "light": 1.0}
+WARM_UP = 0.1  # share of a stage in which the learning rate rises
+FINAL_RATE = 0.02  # of the peak, at the end of a stage
+
+
+class PairBatch(NamedTuple):
+    """Cluster-matched pairs of particles, and tilt ranges for the molecules beside them.
+
+    Attributes:
+        source: ``(batch, z, y, x)``.
+        target: same shape.
+        source_tilt_range: ``(batch, 2)`` degrees.
+        target_tilt_range: ``(batch, 2)`` degrees.
+        label: ``(batch,)`` cluster of the pair.
+        molecule_tilt_range: ``(molecules, 2)`` degrees.
+    """
+
+    source: np.ndarray
+    target: np.ndarray
+    source_tilt_range: np.ndarray
+    target_tilt_range: np.ndarray
+    label: np.ndarray
+    molecule_tilt_range: np.ndarray
+
+
+def build_network(config: RunConfig, box: int) -> Network:
+    """Builds the network of a configuration for particles of a box size."""
+    network_config = PRESETS[config.network.preset](box, config.network.num_classes)
+    build = functools.partial(jimnet.JimNet, network_config)
+    return functional.create(build, jax.random.key(config.seed))
+
+
+def build_optimizer(config: RunConfig, num_particles: int) -> Optimizer:
+    """Adam with one cosine per stage."""
+    lengths = _stage_lengths(config, num_particles)
+    rates = (config.pretrain.learning_rate, config.joint.learning_rate)
+    pieces = [
+        optax.warmup_cosine_decay_schedule(
+            0.0, rate, max(1, int(WARM_UP * length)), max(2, length), FINAL_RATE * rate
+        )
+        for rate, length in zip(rates, lengths, strict=True)
+    ]
+    return adam(optax.join_schedules(pieces, [lengths[0]]))
+
+
+def build_stages(
+    config: RunConfig, network: Network, particles: Subtomograms, mesh: Mesh, key: jax.Array
+) -> list[Stage]:
+    """Lays out training: molecules, then cluster-matched pairs of the particles.
+
+    Args:
+        config: the run.
+        network: its static structure.
+        particles: without truth; only volumes and tilt ranges are looked at.
+        mesh: devices.
+        key: seeds the clustering.
+
+    Returns:
+        Stages for ``loop.train``; their memory is an ``em.Memory``.
+    """
+    volumes = normalize(particles.volumes)
+    tilt_ranges = np.asarray(particles.tilt_ranges, np.float32)
+    box = volumes.shape[-1]
+    pretrain_steps, _ = _stage_lengths(config, len(particles))
+
+    def molecule_batches(epoch: int, memory: Any) -> Iterator[np.ndarray]:
+        yield from _tilt_batches(
+            tilt_ranges, config.pretrain.batch_size, pretrain_steps, config.seed, epoch
+        )
+
+    def pair_batches(epoch: int, memory: em.Memory) -> Iterator[PairBatch]:
+        labels = memory.labels
+        size, seed = config.joint.batch_size, config.seed
+        partners = batches.draw_partners(labels, seed=seed, epoch=epoch)
+        num_molecules = _num_molecules(config, mesh.size)
+        for sources in batches.index_batches(len(volumes), size, seed=seed, epoch=epoch):
+            targets = partners[sources]
+            yield PairBatch(
+                volumes[sources],
+                volumes[targets],
+                tilt_ranges[sources],
+                tilt_ranges[targets],
+                labels[sources],
+                np.resize(tilt_ranges[targets], (num_molecules, 2)),
+            )
+
+    def cluster(
+        state: TrainState, epoch: int, memory: em.Memory
+    ) -> tuple[em.Memory, dict[str, float]]:
+        current = network_of(network, state)
+        epoch_key = jax.random.fold_in(key, epoch)
+        return em.recluster(epoch_key, current, volumes, tilt_ranges, memory, config)
+
+    return [
+        Stage(
+            "molecules",
+            1 if pretrain_steps else 0,
+            _molecule_loss(config, box, mesh),
+            molecule_batches,
+            pretrain_steps,
+        ),
+        Stage(
+            "pairs",
+            config.joint.epochs,
+            _pair_loss(config, box, mesh),
+            pair_batches,
+            batches.num_batches(len(volumes), config.joint.batch_size),
+            cluster,
+        ),
+    ]
+
+
+def _stage_lengths(config: RunConfig, num_particles: int) -> tuple[int, int]:
+    per_epoch = batches.num_batches(num_particles, config.joint.batch_size)
+    return config.pretrain.steps, config.joint.epochs * per_epoch
+
+
+def _num_molecules(config: RunConfig, num_devices: int) -> int:
+    """Molecules beside a batch of pairs, a multiple of the devices."""
+    wanted = config.joint.molecule_share * config.joint.batch_size
+    return int(np.ceil(wanted / num_devices)) * num_devices
+
+
+def _tilt_batches(
+    tilt_ranges: np.ndarray, batch_size: int, num_steps: int, seed: int, epoch: int
+) -> Iterator[np.ndarray]:
+    """Tilt ranges as they occur among the particles, for molecules to be observed with."""
+    generator = np.random.default_rng([seed, epoch, *b"tilt ranges"])
+    for _ in range(num_steps):
+        yield tilt_ranges[generator.integers(len(tilt_ranges), size=batch_size)]
+
+
+def _molecules(config: RunConfig) -> MoleculeConfig:
+    section = config.pretrain
+    return MoleculeConfig(
+        snr_min=section.snr_min, snr_max=section.snr_max, max_shift=section.max_shift
+    )
+
+
+def _molecule_loss(config: RunConfig, box: int, mesh: Mesh) -> Any:
+    molecules, sign = _molecules(config), SIGNS[config.data.contrast]
+
+    def loss(
+        network: Network, tilt_ranges: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, LossResult]:
+        pairs = observe_molecules(key, tilt_ranges, molecules, box=box, sign=sign)
+        pairs = constrain_batch(pairs, mesh)
+        aligned, stats = functional.apply(network, pairs.source, pairs.target, train=True)
+        alignment = losses.supervised_alignment_loss(aligned, pairs.pose, box=box)
+        contrast = losses.contrastive_loss(aligned.features, aligned.target_features)
+        metrics = {
+            "alignment": alignment,
+            "contrast": contrast,
+            **_pose_errors(aligned, pairs.pose),
+        }
+        return alignment + contrast, LossResult(stats, metrics)
+
+    return loss
+
+
+def _pair_loss(config: RunConfig, box: int, mesh: Mesh) -> Any:
+    section, molecules = config.joint, _molecules(config)
+    sign = SIGNS[config.data.contrast]
+
+    def loss(network: Network, batch: PairBatch, key: jax.Array) -> tuple[jax.Array, LossResult]:
+        num = len(batch.source)
+        made = observe_molecules(key, batch.molecule_tilt_range, molecules, box=box, sign=sign)
+        sources = constrain_batch(jnp.concatenate([batch.source, made.source]), mesh)
+        targets = constrain_batch(jnp.concatenate([batch.target, made.target]), mesh)
+        aligned, stats = functional.apply(network, sources, targets, train=True)
+        pairs = jax.tree.map(lambda leaf: leaf[:num], aligned)
+        shown = jax.tree.map(lambda leaf: leaf[num:], aligned)
+
+        correlation = {
+            "coarse": _correlation(batch, pairs.coarse, section.cutoff),
+            "fine": _correlation(batch, pairs.fine, section.cutoff),
+        }
+        cluster = losses.cross_entropy(pairs.logits, batch.label)
+        total = section.cluster_weight * cluster
+        total += section.alignment_weight * sum(1 - c for c in correlation.values())
+        metrics = {
+            "cluster": cluster,
+            "cluster_accuracy": jnp.mean(jnp.argmax(pairs.logits, axis=1) == batch.label),
+            "correlation_coarse": correlation["coarse"],
+            "correlation_fine": correlation["fine"],
+        }
+        if section.regulariser_weight > 0:
+            size = functools.partial(matching.transform_regulariser, radius=box / 2)
+            regulariser = jnp.mean(jax.vmap(size)(pairs.residual))
+            total += section.regulariser_weight * regulariser
+            metrics["regulariser"] = regulariser
+        if len(made.source):
+            alignment = losses.supervised_alignment_loss(shown, made.pose, box=box)
+            contrast = losses.contrastive_loss(shown.features, shown.target_features)
+            total += alignment + contrast
+            metrics |= {"alignment": alignment, "contrast": contrast}
+            metrics |= _pose_errors(shown, made.pose)
+        return total, LossResult(stats, metrics)
+
+    return loss
+
+
+def _correlation(batch: PairBatch, poses: Pose, cutoff: float) -> jax.Array:
+    def correlate(
+        source: jax.Array, target: jax.Array, pose: Pose, *ranges: jax.Array
+    ) -> jax.Array:
+        return aligned_correlation(
+            source,
+            target,
+            pose,
+            source_tilt_range=ranges[0],
+            target_tilt_range=ranges[1],
+            cutoff=cutoff,
+        )
+
+    each = jax.vmap(correlate)(
+        batch.source, batch.target, poses, batch.source_tilt_range, batch.target_tilt_range
+    )
+    return jnp.mean(each)
+
+
+def _pose_errors(aligned: jimnet.Alignment, true: Pose) -> dict[str, jax.Array]:
+    def median(found: Pose) -> jax.Array:
+        distance = jnp.sum((found.rotation - true.rotation) ** 2, axis=(1, 2))
+        return jnp.median(jnp.sqrt(distance))
+
+    return {
+        "rotation_error_coarse": median(aligned.coarse),
+        "rotation_error_fine": median(aligned.fine),
+    }

@@ -1,0 +1,77 @@
+"""What training minimises."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jimjax.models.jimnet import Alignment
+from jimjax.ops import matching
+from jimjax.ops.rotation import Pose, super_fibonacci
+
+GRID_CONCENTRATION = 15.0  # of the soft label on the rotation grid: about 15 degrees wide
+BASIN = 0.8  # Frobenius distance, 33 degrees: the fine stage is taught only within it
+TEMPERATURE = 0.2  # of the contrast between molecules
+SHIFT_UNIT = 1 / 8  # of the box: the displacement that counts as much as |R - R*| = 1
+
+
+def pose_loss(found: Pose, true: Pose, *, box: int) -> jax.Array:
+    """Squared pose error of one pair: |R - R*|^2 + |t - t*|^2, shifts in ``SHIFT_UNIT``."""
+    shift = (found.shift - true.shift) / (SHIFT_UNIT * box)
+    return jnp.sum((found.rotation - true.rotation) ** 2) + jnp.sum(shift**2)
+
+
+def supervised_alignment_loss(aligned: Alignment, true: Pose, *, box: int) -> jax.Array:
+    """Error of both stages against known poses, averaged over a batch.
+
+    The coarse stage of a steerable network is a distribution over rotations, and pays the cross
+    entropy to a narrow one around the truth; its shift, and a dense stage as a whole, pay the
+    squared error. The fine stage pays only where the coarse one brought it near enough.
+
+    Args:
+        aligned: what the network said about ``batch`` pairs.
+        true: ``(batch,)`` poses.
+        box: side of the particles in voxels.
+
+    Returns:
+        Scalar.
+    """
+    each = jax.vmap(lambda found, known: pose_loss(found, known, box=box))
+    if aligned.rotation_logits is None:
+        coarse = each(aligned.coarse, true)
+    else:
+        grid = super_fibonacci(aligned.rotation_logits.shape[-1])
+        nearness = jnp.einsum("bij,gij->bg", true.rotation, grid)
+        wanted = jax.nn.softmax(GRID_CONCENTRATION * nearness)
+        coarse = -jnp.sum(wanted * jax.nn.log_softmax(aligned.rotation_logits), axis=-1)
+        shift = (aligned.coarse.shift - true.shift) / (SHIFT_UNIT * box)
+        coarse = coarse + jnp.sum(shift**2, axis=-1)
+    fine = each(aligned.fine, true)
+    error = jnp.sum((aligned.coarse.rotation - true.rotation) ** 2, axis=(1, 2))
+    is_near = lax.stop_gradient(error < BASIN**2)
+    return jnp.mean(coarse) + jnp.mean(jnp.where(is_near, fine, 0.0))
+
+
+def contrastive_loss(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Tells which rows of two sets describe the same molecule.
+
+    Cross entropy of the cosines between all rows, both ways (InfoNCE).
+
+    Args:
+        first: ``(batch, features)``.
+        second: same shape; row i belongs to row i of ``first``.
+
+    Returns:
+        Scalar; log(batch) for features that tell nothing.
+
+    Reference: van den Oord, Li, Vinyals 2018, equation 4.
+    """
+    first, second = matching.l2_normalize(first), matching.l2_normalize(second)
+    similarity = first @ second.T / TEMPERATURE
+    forward = jnp.diagonal(jax.nn.log_softmax(similarity, axis=1))
+    backward = jnp.diagonal(jax.nn.log_softmax(similarity, axis=0))
+    return -jnp.mean(forward + backward) / 2
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean cross entropy of ``(batch, classes)`` logits to integer labels."""
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1))

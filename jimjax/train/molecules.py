@@ -1,0 +1,144 @@
+"""Random molecules, to teach a network alignment before it sees a particle.
+
+Two noisy copies of one particle share its noise, and a network that trains on random transforms
+of noisy particles learns to align the noise. Random molecules, observed twice with independent
+noise, have no such shortcut, are never exhausted, and need no labels: what is learned (where is
+the mass, how is it turned) carries over to proteins that were never seen.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jimjax.data.phantom import Phantom, render
+from jimjax.ops import rotation, wedge
+from jimjax.ops.rotation import Pose, compose, invert
+
+EPSILON = 1e-6  # of a standard deviation; keeps an empty volume finite
+
+
+@dataclass(frozen=True)
+class MoleculeConfig:
+    """The family of molecules and how they are observed. Lengths are fractions of the box.
+
+    Attributes:
+        num_blobs: Gaussians per molecule.
+        size_min: smallest radius of gyration.
+        size_max: largest radius of gyration.
+        size_spread: relative spread of sizes within a batch; small, so that molecules of one
+            batch differ by shape.
+        elongation: largest ratio of a random axis to the mean, and one over its smallest.
+        blob_min: smallest standard deviation of a Gaussian.
+        blob_max: largest standard deviation of a Gaussian.
+        max_shift: largest displacement from the box centre per axis.
+        snr_min: lowest signal-to-noise ratio, var(signal) / var(noise) over the box.
+        snr_max: highest; ratios are uniform in the logarithm.
+        clean_share: how many sources are seen without noise and wedge, as references are.
+    """
+
+    num_blobs: int = 16
+    size_min: float = 0.09
+    size_max: float = 0.25
+    size_spread: float = 0.15
+    elongation: float = 1.6
+    blob_min: float = 0.035
+    blob_max: float = 0.1
+    max_shift: float = 0.15
+    snr_min: float = 0.03
+    snr_max: float = 1.0
+    clean_share: float = 0.4
+
+
+class MoleculePairs(NamedTuple):
+    """Two observations of each of a batch of molecules.
+
+    Attributes:
+        source: ``(batch, z, y, x)``, normalised.
+        target: likewise.
+        pose: ``(batch,)``, carries each source onto its target.
+    """
+
+    source: jax.Array
+    target: jax.Array
+    pose: Pose
+
+
+def observe_molecules(
+    key: jax.Array, tilt_ranges: jax.Array, config: MoleculeConfig, *, box: int, sign: float
+) -> MoleculePairs:
+    """Draws molecules and observes each twice.
+
+    Args:
+        key: seeds the batch.
+        tilt_ranges: ``(batch, 2)`` degrees; one molecule per row.
+        config: the family.
+        box: side in voxels.
+        sign: -1 for dark protein, 1 for light.
+
+    Returns:
+        Pairs with their relative poses.
+    """
+    num = len(tilt_ranges)
+    size_key, *keys = jax.random.split(key, 7)
+    size = jax.random.uniform(size_key, (), minval=config.size_min, maxval=config.size_max)
+
+    def pair(keys: jax.Array, tilt_range: jax.Array) -> MoleculePairs:
+        molecule = _draw(keys[0], config, box, size)
+        first, second = (_draw_pose(k, config, box) for k in (keys[1], keys[2]))
+        shape = (box,) * 3
+        clean = sign * render(molecule, shape, first)
+        noisy = _observe(keys[3], clean, tilt_range, config)
+        target = _observe(keys[4], sign * render(molecule, shape, second), tilt_range, config)
+        is_clean = jax.random.uniform(keys[5]) < config.clean_share
+        source = jnp.where(is_clean, standardize(clean), noisy)
+        return MoleculePairs(source, target, compose(second, invert(first)))
+
+    per_molecule = jnp.stack([jax.random.split(k, num) for k in keys], axis=1)
+    return jax.vmap(pair)(per_molecule, tilt_ranges)
+
+
+def standardize(volume: jax.Array) -> jax.Array:
+    """Scales a volume to zero mean and unit deviation; zeros if it is constant."""
+    centred = volume - jnp.mean(volume)
+    return centred * lax.rsqrt(jnp.mean(centred**2) + EPSILON**2)
+
+
+def _draw(key: jax.Array, config: MoleculeConfig, box: int, size: jax.Array) -> Phantom:
+    keys = jax.random.split(key, 5)
+    num = config.num_blobs
+    stretch = jnp.log(config.elongation)
+    axes = jnp.exp(jax.random.uniform(keys[0], (3,), minval=-stretch, maxval=stretch))
+    centers = jax.random.normal(keys[1], (num, 3)) * axes
+    weights = jax.random.uniform(keys[2], (num,), minval=0.3, maxval=1.7)
+    weights = weights / jnp.sum(weights)
+    centers = centers - weights @ centers
+    spread = 1 + config.size_spread * jax.random.uniform(keys[3], minval=-1.0)
+    radius = jnp.sqrt(weights @ jnp.sum(centers**2, axis=-1))
+    centers = centers * (size * spread * box / radius)
+    widths = box * jax.random.uniform(
+        keys[4], (num,), minval=config.blob_min, maxval=config.blob_max
+    )
+    return Phantom(centers, widths, weights)
+
+
+def _draw_pose(key: jax.Array, config: MoleculeConfig, box: int) -> Pose:
+    rotation_key, shift_key = jax.random.split(key)
+    limit = config.max_shift * box
+    shift = jax.random.uniform(shift_key, (3,), minval=-limit, maxval=limit)
+    return Pose(rotation.random_rotation(rotation_key), shift)
+
+
+def _observe(
+    key: jax.Array, volume: jax.Array, tilt_range: jax.Array, config: MoleculeConfig
+) -> jax.Array:
+    """Cuts the missing wedge, adds noise inside what is measured, normalises."""
+    noise_key, snr_key = jax.random.split(key)
+    mask = wedge.wedge_mask(volume.shape, tilt_range)
+    signal = standardize(wedge.apply_mask(volume, mask))
+    noise = standardize(wedge.apply_mask(jax.random.normal(noise_key, volume.shape), mask))
+    low, high = jnp.log(config.snr_min), jnp.log(config.snr_max)
+    snr = jnp.exp(jax.random.uniform(snr_key, minval=low, maxval=high))
+    return standardize(signal + noise * lax.rsqrt(snr))

@@ -1,0 +1,316 @@
+"""A Jim-Net run: a folder with all that prediction needs and all that repeats it."""
+
+import hashlib
+import json
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+import jimjax
+from jimjax.align import inference
+from jimjax.config import RunConfig, read_config, write_config
+from jimjax.data.subtomograms import Subtomograms, normalize
+from jimjax.io import mrc
+from jimjax.io.errors import InputError
+from jimjax.io.files import replace_file
+from jimjax.models.functional import Network
+from jimjax.train import em, jimnet, loop
+from jimjax.train.checkpoint import open_checkpoints
+from jimjax.train.mesh import data_mesh, replicate
+from jimjax.train.state import TrainState, initial_state, network_of
+
+CONFIG, PROVENANCE, METRICS = "config.toml", "provenance.json", "metrics.jsonl"
+CHECKPOINTS, REFERENCES = "checkpoints", "references.mrcs"
+VERSIONED = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class Run(NamedTuple):
+    """A trained Jim-Net.
+
+    Attributes:
+        folder: where it is kept; None for one that was never saved.
+        config: what it was trained with.
+        network: with trained parameters.
+        references: ``(k, z, y, x)``, normalised, one per cluster.
+        voxel_size: Angstrom, of the particles it was trained on.
+    """
+
+    folder: Path | None
+    config: RunConfig
+    network: Network
+    references: np.ndarray
+    voxel_size: float
+
+
+class Prediction(NamedTuple):
+    """Classes and poses of particles.
+
+    Attributes:
+        labels: ``(n,)`` clusters from 0.
+        probabilities: ``(n, k)`` of the cluster head.
+        features: ``(n, d)``, F(x, x).
+        rotations: ``(n, 3, 3)``, carry the cluster's reference into the particle.
+        shifts: ``(n, 3)``, ``(x, y, z)`` in voxels.
+        correlations: ``(n,)`` with the reference at that pose.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    features: np.ndarray
+    rotations: np.ndarray
+    shifts: np.ndarray
+    correlations: np.ndarray
+
+
+def train_run(
+    config: RunConfig,
+    particles: Subtomograms,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    progress: loop.Progress | None = None,
+    command: str = "",
+) -> Run:
+    """Trains a Jim-Net and keeps it in a folder.
+
+    Args:
+        config: the run.
+        particles: without truth.
+        folder: new, or with ``resume`` that of a run that was interrupted.
+        resume: go on where the folder's newest checkpoint is; the outcome is that of an
+            uninterrupted run.
+        progress: told of every step.
+        command: as typed, for the record.
+
+    Returns:
+        The trained run.
+
+    Raises:
+        InputError: if the folder holds a run and ``resume`` is off, if it holds none or another
+            configuration and ``resume`` is on, or if there are too few particles.
+        loop.Interrupted: after SIGTERM or SIGINT, with everything saved.
+        loop.TrainingError: if the loss stays non-finite.
+    """
+    folder = Path(folder)
+    _check_particles(config, particles)
+    _check_folder(config, folder, resume)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        _write_text(folder / CONFIG, write_config(config))
+        _write_text(folder / PROVENANCE, _provenance(config, particles, command))
+
+    mesh, key = data_mesh(), jax.random.key(config.seed)
+    step_key, cluster_key = jax.random.split(key)
+    box = particles.volumes.shape[-1]
+    network = jimnet.build_network(config, box)
+    optimizer = jimnet.build_optimizer(config, len(particles))
+    state = replicate(initial_state(network, optimizer), mesh)
+    memory = em.initial_memory(len(particles), config.network.num_classes, box)
+    stages = jimnet.build_stages(config, network, particles, mesh, cluster_key)
+    with open_checkpoints(folder / CHECKPOINTS) as checkpoints:
+        if resume and checkpoints.latest_step is not None:
+            saved = checkpoints.restore({"state": state, "memory": memory})
+            state = TrainState(*saved["state"])
+            memory = em.Memory(*(np.asarray(field) for field in saved["memory"]))
+            _forget_after(folder / METRICS, int(state.step))
+        state, memory = loop.train(
+            network,
+            state,
+            memory,
+            stages,
+            key=step_key,
+            optimizer=optimizer,
+            mesh=mesh,
+            checkpoints=checkpoints,
+            log=loop.Log(folder / METRICS),
+            progress=progress,
+        )
+    trained = network_of(network, state)
+    return _finish(config, trained, particles, memory, folder)
+
+
+def untrained_run(config: RunConfig, particles: Subtomograms) -> Run:
+    """The baseline: the network as initialised, with references built in the same way.
+
+    Args:
+        config: the run.
+        particles: without truth.
+
+    Returns:
+        A run that is kept nowhere.
+    """
+    _check_particles(config, particles)
+    box = particles.volumes.shape[-1]
+    network = jimnet.build_network(config, box)
+    volumes, tilt_ranges = _inputs(particles)
+    memory = em.initial_memory(len(particles), config.network.num_classes, box)
+    key = jax.random.split(jax.random.key(config.seed))[1]
+    memory, _ = em.recluster(key, network, volumes, tilt_ranges, memory, config)
+    return _finish(config, network, particles, memory, None)
+
+
+def load_run(folder: str | Path) -> Run:
+    """Loads a trained run.
+
+    Args:
+        folder: of ``train_run``.
+
+    Returns:
+        The run.
+
+    Raises:
+        InputError: if the folder holds no finished run.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder}: not a run (it has no {CONFIG}); make one with jimjax train")
+    if not (folder / REFERENCES).is_file():
+        raise InputError(f"{folder}: training has not finished; go on with jimjax train --resume")
+    config = read_config(folder / CONFIG)
+    stack = mrc.read_images(folder / REFERENCES)
+    provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    num_particles, box = provenance["num_particles"], provenance["box"]
+    network = jimnet.build_network(config, box)
+    state = initial_state(network, jimnet.build_optimizer(config, num_particles))
+    state = replicate(state, data_mesh(1))
+    memory = em.initial_memory(num_particles, config.network.num_classes, box)
+    with open_checkpoints(folder / CHECKPOINTS) as checkpoints:
+        saved = checkpoints.restore({"state": state, "memory": memory})
+    trained = network_of(network, TrainState(*saved["state"]))
+    return Run(folder, config, trained, np.asarray(stack.data), provenance["voxel_size"])
+
+
+def predict(run: Run, particles: Subtomograms) -> Prediction:
+    """Classifies particles and finds their poses.
+
+    Args:
+        run: trained.
+        particles: of the box and voxel size that the run was trained on.
+
+    Returns:
+        One row per particle.
+
+    Raises:
+        InputError: if box or voxel size differ.
+    """
+    _check_match(run, particles)
+    volumes, tilt_ranges = _inputs(particles)
+    section = run.config.predict
+    described = inference.describe(run.network, volumes, batch_size=section.batch_size)
+    everything = inference.align_to_all(
+        run.network,
+        run.references,
+        volumes,
+        described.maps,
+        tilt_ranges,
+        num_proposals=section.num_proposals,
+        batch_size=section.batch_size,
+        cutoff=run.config.joint.cutoff,
+    )
+    labels, found = everything.best()
+    if run.config.cluster.method == "features":
+        labels = described.probabilities.argmax(axis=1)
+        rows = np.arange(len(labels))
+        found = inference.Alignments(*(field[rows, labels] for field in everything))
+    found = inference.refine(
+        run.network, run.references[labels], volumes, found, batch_size=section.batch_size
+    )
+    return Prediction(
+        labels.astype(np.int32),
+        described.probabilities,
+        described.features,
+        found.rotations,
+        found.shifts,
+        found.correlations,
+    )
+
+
+def _finish(
+    config: RunConfig,
+    network: Network,
+    particles: Subtomograms,
+    memory: em.Memory,
+    folder: Path | None,
+) -> Run:
+    volumes, tilt_ranges = _inputs(particles)
+    references = em.final_references(network, volumes, tilt_ranges, memory, config)
+    if folder is not None:
+        mrc.write_stack(folder / REFERENCES, references, voxel_size=particles.voxel_size)
+    return Run(folder, config, network, references, particles.voxel_size)
+
+
+def _inputs(particles: Subtomograms) -> tuple[np.ndarray, np.ndarray]:
+    return normalize(particles.volumes), np.asarray(particles.tilt_ranges, np.float32)
+
+
+def _check_particles(config: RunConfig, particles: Subtomograms) -> None:
+    needed = 2 * config.network.num_classes
+    if len(particles) < needed:
+        raise InputError(
+            f"{len(particles)} particles are too few for {config.network.num_classes} classes; "
+            f"give at least {needed}, or lower network.num_classes"
+        )
+    box = particles.volumes.shape[-1]
+    if config.network.preset == "paper" and box != 32:
+        raise InputError(f"the paper preset needs a box of 32 voxels, the particles have {box}")
+
+
+def _check_folder(config: RunConfig, folder: Path, resume: bool) -> None:
+    has_run = (folder / CONFIG).exists()
+    if has_run and not resume:
+        raise InputError(f"{folder}: already holds a run; choose another --out, or --resume it")
+    if resume and not has_run:
+        raise InputError(f"{folder}: no run to resume")
+    if resume and read_config(folder / CONFIG) != config:
+        raise InputError(
+            f"{folder}: its configuration differs from the one given; resume with "
+            f"{folder / CONFIG}, or start anew in another folder"
+        )
+
+
+def _check_match(run: Run, particles: Subtomograms) -> None:
+    box, wanted = particles.volumes.shape[-1], run.references.shape[-1]
+    if box != wanted:
+        raise InputError(f"the run was trained on boxes of {wanted} voxels, these have {box}")
+    if abs(particles.voxel_size / run.voxel_size - 1) > 0.01:
+        raise InputError(
+            f"the run was trained at {run.voxel_size:g} A per voxel, these particles are at "
+            f"{particles.voxel_size:g} A; rescale them, or correct their voxel size"
+        )
+
+
+def _provenance(config: RunConfig, particles: Subtomograms, command: str) -> str:
+    names = "\n".join(particles.names).encode()
+    record = {
+        "command": command,
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "jimjax": jimjax.__version__,
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in VERSIONED},
+        "devices": [device.device_kind for device in jax.devices()],
+        "seed": config.seed,
+        "config_sha256": hashlib.sha256(write_config(config).encode()).hexdigest(),
+        "particles_sha256": hashlib.sha256(names).hexdigest(),
+        "num_particles": len(particles),
+        "box": int(particles.volumes.shape[-1]),
+        "voxel_size": float(particles.voxel_size),
+    }
+    return json.dumps(record, indent=2) + "\n"
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drops log lines of epochs that will be run again."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        _write_text(path, "".join(kept))
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replace_file(path) as stream:
+        stream.write(text.encode("utf-8"))

@@ -1,0 +1,204 @@
+"""Jim-Net: sizes, symmetries of the steerable network, and how the stages' poses join."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jimjax.data.phantom import phantom, render
+from jimjax.models import functional, jimnet
+from jimjax.models.blocks import ExtractorConfig
+from jimjax.models.jimnet import JimNet, JimNetConfig
+from jimjax.models.matching import LocalProcrustes, grid_points
+from jimjax.models.steerable import GlobalHarmonic
+from jimjax.ops import harmonics, resample, rotation
+from jimjax.ops.rotation import Pose
+
+BOX = 9
+STAGE = ExtractorConfig(
+    widths=(3,),
+    sizes=(7, 5),
+    keeps=(7, 5),
+    num_features=4,
+    kernel="isotropic",
+    pools=("max", "mean", "std"),
+)
+STEERABLE = JimNetConfig(
+    box=BOX,
+    num_classes=3,
+    coarse=STAGE,
+    fine=STAGE,
+    regressor="steerable",
+    local_radius=1,
+    embedding=4,
+    degree=2,
+    num_rotations=64,
+)
+DENSE = dataclasses.replace(STEERABLE, regressor="dense", regressor_width=4)
+QUARTER_TURNS = [rotation.about_axis(axis, np.pi / 2) for axis in range(3)]
+
+
+@functools.cache
+def _network(config):
+    return functional.create(functools.partial(JimNet, config), jax.random.key(0))
+
+
+@functools.cache
+def _compiled(config, **options):
+    return jax.jit(lambda *inputs: functional.apply(_network(config), *inputs, **options)[0])
+
+
+def _volumes(num):
+    return jax.random.normal(jax.random.key(7), (num, BOX, BOX, BOX))
+
+
+def _aligned(config):
+    return _compiled(config, train=True)(*jnp.split(_volumes(4), 2))
+
+
+def test_paper_preset(outline):
+    build = functools.partial(JimNet, jimnet.paper(32, 5))
+    found = outline(build, *[(2, 32, 32, 32)] * 2)
+    assert found.num_parameters == 39_742_612
+    assert found.shapes.fine == ((2, 3, 3), (2, 3))
+    assert found.shapes.features == (2, 512)
+    assert found.shapes.logits == (2, 5)
+    assert found.shapes.rotation_logits is None
+
+
+@pytest.mark.parametrize("box", [12, 15, 32])
+def test_small_preset(box, outline):
+    build = functools.partial(JimNet, jimnet.small(box, 3))
+    found = outline(build, *[(2, box, box, box)] * 2)
+    assert found.num_parameters == 40_191
+    assert found.shapes.fine == ((2, 3, 3), (2, 3))
+    assert found.shapes.features == (2, 128)
+    assert found.shapes.logits == (2, 3)
+    assert found.shapes.rotation_logits == (2, 2304)
+
+
+def test_paper_preset_is_for_its_box_alone():
+    with pytest.raises(ValueError, match="box of 32 voxels, got 40"):
+        jimnet.paper(40, 5)
+
+
+@pytest.mark.parametrize("config", [STEERABLE, DENSE], ids=["steerable", "dense"])
+def test_answer_is_the_residual_after_the_coarse_pose(config):
+    found = _aligned(config)
+    for coarse, residual, fine in zip(
+        *(zip(*pose, strict=True) for pose in (found.coarse, found.residual, found.fine)),
+        strict=True,
+    ):
+        expected = rotation.compose(Pose(*residual), Pose(*coarse))
+        np.testing.assert_allclose(fine[0], expected.rotation, atol=1e-5)
+        np.testing.assert_allclose(fine[1], expected.shift, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", [STEERABLE, DENSE], ids=["steerable", "dense"])
+def test_rotations_are_rotations(config):
+    found = _aligned(config)
+    for matrix in jnp.concatenate([found.coarse.rotation, found.fine.rotation]):
+        np.testing.assert_allclose(matrix.T @ matrix, np.eye(3), atol=1e-5)
+        np.testing.assert_allclose(jnp.linalg.det(matrix), 1.0, atol=1e-5)
+
+
+def test_dense_fine_stage_starts_as_the_identity():
+    residual = _aligned(DENSE).residual
+    np.testing.assert_allclose(residual.rotation, np.tile(np.eye(3), (2, 1, 1)), atol=1e-6)
+    np.testing.assert_array_equal(residual.shift, np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("config", [STEERABLE, DENSE], ids=["steerable", "dense"])
+def test_gradients_of_a_constant_volume_are_finite(config, has_finite_gradients):
+    volumes = jnp.ones((2, BOX, BOX, BOX))
+    assert has_finite_gradients(_network(config), volumes, volumes)
+
+
+def test_gradients_of_a_zero_volume_are_finite(has_finite_gradients):
+    volumes = jnp.zeros((2, BOX, BOX, BOX))
+    assert has_finite_gradients(_network(STEERABLE), volumes, volumes)
+
+
+@pytest.mark.parametrize("turn", QUARTER_TURNS, ids=["x", "y", "z"])
+def test_cluster_features_do_not_see_a_quarter_turn_of_an_odd_box(turn):
+    cluster, volumes = _compiled(STEERABLE, train=True, method="cluster"), _volumes(2)
+    features, logits = cluster(volumes)
+    turned = jax.vmap(resample.rotate, in_axes=(0, None))(volumes, turn)
+    turned_features, turned_logits = cluster(turned)
+    np.testing.assert_allclose(turned_features, features, atol=1e-4)
+    np.testing.assert_allclose(turned_logits, logits, atol=1e-4)
+
+
+def test_cluster_features_tell_different_volumes_apart():
+    features, _ = _compiled(STEERABLE, train=True, method="cluster")(_volumes(2))
+    assert np.max(np.abs(features[0] - features[1])) > 0.1
+
+
+def test_target_features_are_its_cluster_features():
+    volumes = _volumes(2)
+    found = _compiled(STEERABLE, train=False)(volumes[::-1], volumes)
+    features, _ = _compiled(STEERABLE, train=False, method="cluster")(volumes)
+    np.testing.assert_allclose(found.target_features, features, atol=1e-5)
+
+
+class _Moments(GlobalHarmonic):
+    def expand(self, features, box, *, train):
+        del train
+        return self.moments(features, box)
+
+
+@pytest.mark.parametrize("turn", QUARTER_TURNS, ids=["x", "y", "z"])
+def test_moments_turn_with_an_odd_feature_map(turn, key):
+    network = functional.create(lambda rngs: _Moments(2, degree=3, num_rotations=8, rngs=rngs), key)
+    maps = jax.random.normal(key, (5, 5, 5, 2))
+    channels = jax.vmap(resample.rotate, in_axes=(-1, None), out_axes=-1)
+    pair = jnp.stack([maps, channels(maps, turn)])
+    (centres, moments), _ = functional.apply(network, pair, BOX, train=False, method="expand")
+    np.testing.assert_allclose(centres[1], turn @ centres[0], atol=1e-4)
+    for matrix, moment in zip(harmonics.rotation_matrices(turn, 3)[1:], moments, strict=True):
+        np.testing.assert_allclose(moment[1], moment[0] @ matrix.T, atol=1e-5)
+
+
+def test_harmonic_stage_finds_rotations_of_a_density_untrained(key):
+    box, shape = 24, (24, 24, 24)
+    molecule = phantom(0, shape)
+    turns = jnp.stack([*QUARTER_TURNS, *jax.vmap(rotation.random_rotation)(jax.random.split(key))])
+    source = jnp.stack([render(molecule, shape)] * len(turns))
+    target = jnp.stack([render(molecule, shape, Pose(turn, jnp.zeros(3))) for turn in turns])
+    network = functional.create(
+        lambda rngs: GlobalHarmonic(1, degree=4, num_rotations=2304, rngs=rngs), key
+    )
+    run = jax.jit(lambda a, b: functional.apply(network, a, b, box, train=False)[0])
+    pose, logits = run(source[..., None], target[..., None])
+    errors = np.rad2deg(jax.vmap(rotation.geodesic_angle)(pose.rotation, turns))
+    assert logits.shape == (len(turns), 2304)
+    assert np.max(errors) < 20  # half of what degree 4 resolves
+
+
+def test_local_matches_follow_a_shift_by_one_feature_voxel(key):
+    maps = jax.random.normal(key, (1, 7, 7, 7, 64))
+    moved = jnp.roll(maps, (1, 0, -1), axis=(1, 2, 3))  # z, y, x
+    network = functional.create(lambda rngs: LocalProcrustes(64, radius=1, rngs=rngs), key)
+    run = jax.jit(lambda a, b: functional.apply(network, a, b, 14, train=False)[0])
+    x, y, z = run(maps, moved).shift[0]  # a feature voxel is two particle voxels
+    # Falls short: voxels that left the map match nothing, and count as unmoved.
+    assert -2 <= x <= -1
+    assert abs(y) < 0.3
+    assert 1 <= z <= 2
+
+
+def test_feature_voxels_cover_the_box_from_face_to_face():
+    # Box 4: faces at -0.5 and 3.5, centre voxel 2. Two feature voxels lie at 0.5 and 2.5.
+    points = grid_points(2, 4)
+    np.testing.assert_array_equal(points[0], [-1.5, -1.5, -1.5])
+    np.testing.assert_array_equal(points[1], [0.5, -1.5, -1.5])  # x runs fastest
+    np.testing.assert_array_equal(points[-1], [0.5, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("box", [8, 9])
+def test_feature_voxels_of_an_unpooled_map_are_the_particles(box):
+    expected = np.arange(box) - box // 2
+    np.testing.assert_allclose(np.unique(grid_points(box, box)), expected, atol=1e-6)
