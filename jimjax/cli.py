@@ -20,6 +20,7 @@ from jimjax.commands.import_npz import Import
 from jimjax.commands.predict import Predict
 from jimjax.commands.report import Report
 from jimjax.commands.simulate import Simulate
+from jimjax.commands.stop import Stop
 from jimjax.commands.train import Train
 
 COMMANDS = {
@@ -33,9 +34,9 @@ COMMANDS = {
     "demo": Demo,
     "import": Import,
 }
-EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED, EXIT_KILLED = 1, 2, 75, 130  # 75: EX_TEMPFAIL
+EXIT_FAILED, EXIT_MISTAKE, EXIT_KILLED = 1, 2, 130
 DESCRIPTION = "Joint alignment and clustering of cryo-electron subtomograms."
-_FRAME = re.compile("[\u2500-\u257f]")  # box drawing
+_FRAME = re.compile("[\u2500-\u257f]|-{3,}")  # box drawing, or dashes where it cannot be shown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -116,28 +117,15 @@ def _run(command: Any) -> int:
     except (PermissionError, FileExistsError, NotADirectoryError) as problem:
         return _complain(f"{problem.filename}: {problem.strerror}", EXIT_MISTAKE)
     except BrokenPipeError:  # the reader of stdout has gone, as with | head
-        sys.stdout = open(os.devnull, "w")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except OSError as problem:
         return _complain(str(problem), EXIT_FAILED)
     except KeyboardInterrupt:
         return _complain("stopped", EXIT_KILLED)
-    except Exception as problem:
-        code = _training_exit_code(problem)
-        if code is None:
-            raise
-        return _complain(str(problem), code)
+    except Stop as stop:
+        return _complain(str(stop), stop.exit_code)
     return 0
-
-
-def _training_exit_code(problem: Exception) -> int | None:
-    """Knows the exceptions of training without importing it for commands that never train."""
-    loop = sys.modules.get("jimjax.train.loop")
-    if loop is not None and isinstance(problem, loop.Interrupted):
-        return EXIT_INTERRUPTED
-    if loop is not None and isinstance(problem, loop.TrainingError):
-        return EXIT_FAILED
-    return None
 
 
 def _complain(text: str, code: int = EXIT_MISTAKE) -> int:

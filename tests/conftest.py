@@ -1,11 +1,19 @@
 """Fixtures shared by all tests."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from scipy import ndimage
+
+from jimjax.models import functional
+from jimjax.models.blocks import ExtractorConfig
+from jimjax.models.functional import Network
+from jimjax.models.jimnet import JimNet, JimNetConfig
 
 
 @pytest.fixture
@@ -37,3 +45,43 @@ def x64() -> Iterator[None]:
     """Double precision for the time of one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_jimnet() -> Network:
+    """An untrained steerable Jim-Net for particles of 9 voxels and 3 classes."""
+    stage = ExtractorConfig(
+        widths=(3,),
+        sizes=(7, 5),
+        keeps=(7, 5),
+        num_features=4,
+        kernel="isotropic",
+        pools=("max", "mean", "std"),
+    )
+    config = JimNetConfig(
+        box=9,
+        num_classes=3,
+        coarse=stage,
+        fine=stage,
+        regressor="steerable",
+        local_radius=1,
+        embedding=4,
+        degree=2,
+        num_rotations=64,
+    )
+    return functional.create(functools.partial(JimNet, config), jax.random.key(0))
+
+
+@pytest.fixture(scope="session")
+def smooth_volumes() -> Callable[[int, int], np.ndarray]:
+    """Makes different smooth volumes inside a sphere, normalised; of a number and a box."""
+
+    def make(num: int, box: int) -> np.ndarray:
+        noise = np.random.default_rng(3).normal(size=(num, box, box, box))
+        blurred = ndimage.gaussian_filter(noise, (0, 1.2, 1.2, 1.2), mode="wrap")
+        radius = np.linalg.norm(np.indices((box,) * 3).T - box // 2, axis=-1)
+        inside = blurred * (radius < 0.4 * box)
+        centred = inside - inside.mean(axis=(1, 2, 3), keepdims=True)
+        return (centred / centred.std(axis=(1, 2, 3), keepdims=True)).astype(np.float32)
+
+    return make

@@ -102,21 +102,16 @@ def align_to_all(
     turns = _turns(num_proposals)
     box = references.shape[-1]
     size = min(box, 2 * int(np.ceil(cutoff * box)) + SCORING_MARGIN)
-    turned_maps, small = _prepare(network, references, turns, size)
+    # One reference at a time: one compilation serves any number of them.
+    prepared = [_prepare(network, reference, turns, size) for reference in references]
     chunks = []
     for rows in padded_chunks(len(volumes), batch_size):
-        chunk = _align_chunk(
-            network,
-            turned_maps,
-            small,
-            turns,
-            _shrink(volumes[rows], size),
-            maps[rows],
-            tilt_ranges[rows],
-            box=box,
-            cutoff=cutoff,
-        )
-        chunks.append(jax.tree.map(np.asarray, chunk))
+        small, chunk = _shrink(volumes[rows], size), (maps[rows], tilt_ranges[rows])
+        found = [
+            _align_chunk(network, *reference, turns, small, *chunk, box=box, cutoff=cutoff)
+            for reference in prepared
+        ]
+        chunks.append(jax.tree.map(lambda *each: np.stack(each, axis=1), *found))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(volumes)], *chunks)
 
 
@@ -170,14 +165,12 @@ def _turns(num: int) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames="size")
 def _prepare(
-    network: Network, references: jax.Array, turns: jax.Array, size: int
+    network: Network, reference: jax.Array, turns: jax.Array, size: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Maps of turned references ``(k, turns, ...)``, and small copies to correlate with."""
-    rotate_all = jax.vmap(jax.vmap(resample.rotate, (None, 0)), (0, None))
-    turned = rotate_all(references, turns)
-    flat = turned.reshape(-1, *turned.shape[2:])
-    maps, _ = functional.apply(network, flat, train=False, method="encode")
-    return maps.reshape(*turned.shape[:2], *maps.shape[1:]), _shrink(references, size)
+    """Maps of a reference in all turns ``(turns, ...)``, and a small copy to correlate with."""
+    turned = jax.vmap(resample.rotate, (None, 0))(reference, turns)
+    maps, _ = functional.apply(network, turned, train=False, method="encode")
+    return maps, fourier.fourier_resize(reference, size)
 
 
 @functools.partial(jax.jit, static_argnames="size")
@@ -189,7 +182,7 @@ def _shrink(volumes: jax.Array, size: int) -> jax.Array:
 def _align_chunk(
     network: Network,
     turned_maps: jax.Array,
-    references: jax.Array,
+    reference: jax.Array,
     turns: jax.Array,
     volumes: jax.Array,
     maps: jax.Array,
@@ -198,11 +191,10 @@ def _align_chunk(
     box: int,
     cutoff: float,
 ) -> Alignments:
+    """Aligns small volumes to one reference."""
     scale = volumes.shape[-1] / box
 
-    def correlate(
-        reference: jax.Array, volume: jax.Array, pose: Pose, tilt_range: jax.Array
-    ) -> jax.Array:
+    def correlate(volume: jax.Array, pose: Pose, tilt_range: jax.Array) -> jax.Array:
         return aligned_correlation(
             reference,
             volume,
@@ -212,21 +204,16 @@ def _align_chunk(
             cutoff=cutoff / scale,
         )
 
-    def against(reference: jax.Array, reference_maps: jax.Array) -> Alignments:
-        def propose(turn: jax.Array, source_maps: jax.Array) -> tuple[Pose, jax.Array]:
-            sources = jnp.broadcast_to(source_maps, maps.shape)
-            found, _ = functional.apply(network, sources, maps, train=False, method="match")
-            first = Pose(turn, jnp.zeros(3))
-            poses = jax.vmap(lambda pose: compose(pose, first))(found)
-            scores = jax.vmap(correlate, (None, 0, 0, 0))(reference, volumes, poses, tilt_ranges)
-            return poses, scores
+    def propose(turn: jax.Array, source_maps: jax.Array) -> tuple[Pose, jax.Array]:
+        sources = jnp.broadcast_to(source_maps, maps.shape)
+        found, _ = functional.apply(network, sources, maps, train=False, method="match")
+        first = Pose(turn, jnp.zeros(3))
+        poses = jax.vmap(lambda pose: compose(pose, first))(found)
+        return poses, jax.vmap(correlate)(volumes, poses, tilt_ranges)
 
-        poses, scores = jax.lax.map(lambda each: propose(*each), (turns, reference_maps))
-        best, rows = jnp.argmax(scores, axis=0), jnp.arange(len(volumes))
-        return Alignments(poses.rotation[best, rows], poses.shift[best, rows], scores[best, rows])
-
-    found = jax.lax.map(lambda each: against(*each), (references, turned_maps))
-    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), found)
+    poses, scores = jax.lax.map(lambda each: propose(*each), (turns, turned_maps))
+    best, rows = jnp.argmax(scores, axis=0), jnp.arange(len(volumes))
+    return Alignments(poses.rotation[best, rows], poses.shift[best, rows], scores[best, rows])
 
 
 @jax.jit

@@ -60,7 +60,8 @@ def first_references(
 
     Args:
         particles: with features.
-        labels: ``(n,)`` clusters; one without particles borrows from the largest.
+        labels: ``(n,)`` clusters; one without particles borrows from the largest,
+            or from any once that is used up.
         num_clusters: how many references.
         cutoff: of the low-pass, cycles per voxel.
 
@@ -73,7 +74,9 @@ def first_references(
     for label in range(num_clusters):
         members = np.flatnonzero(labels == label)
         if len(members) == 0:
-            members = np.setdiff1d(np.flatnonzero(labels == largest), chosen)
+            free = np.setdiff1d(np.arange(len(labels)), chosen)
+            members = free[labels[free] == largest]
+            members = members if len(members) else free
         middle = features[members].mean(0)
         order = np.linalg.norm(features[members] - middle, axis=1)
         chosen.append(members[int(order.argmin())])
@@ -152,7 +155,7 @@ def merge(
         references,
         encode(network, references),
         np.tile([-90.0, 90.0], (num, 1)).astype(np.float32),
-        num_proposals=max(4, config.num_proposals),
+        num_proposals=config.num_proposals,
         batch_size=config.batch_size,
         cutoff=cutoff,
     ).correlations

@@ -98,7 +98,7 @@ class LocalProcrustes(nnx.Module):
 
     def __init__(self, num_features: int, *, radius: int, rngs: nnx.Rngs):
         self.radius = radius
-        self.sharpness = nnx.Param(jnp.log(jnp.asarray(INITIAL_SHARPNESS)))
+        self.sharpness = nnx.Param(jnp.log(jnp.full((), INITIAL_SHARPNESS, jnp.float32)))
         self.weight = nnx.Linear(num_features, 1, rngs=rngs)
 
     def __call__(self, source: jax.Array, target: jax.Array, box: int, *, train: bool) -> Pose:

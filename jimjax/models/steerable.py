@@ -14,6 +14,7 @@ from jimjax.ops.rotation import Pose, super_fibonacci
 RADIAL_SCALES = (0.09, 0.15, 0.21)  # of the box: widths of the Gaussian radial functions
 INITIAL_SHARPNESS = 10.0  # of the softmax over cosines
 BASIN = np.deg2rad(40.0)  # rotations nearer than this to the best one refine it
+WINDOW_START, WINDOW_END = 0.38, 0.5  # of the box: radii between which features fade out
 EPSILON = 1e-6
 
 
@@ -32,7 +33,7 @@ class GlobalHarmonic(nnx.Module):
         self.num_rotations = num_rotations
         self.centre = nnx.Linear(num_features, 1, rngs=rngs)
         self.weights = nnx.Param(jnp.zeros((degree, len(RADIAL_SCALES), num_features)))
-        self.log_sharpness = nnx.Param(jnp.log(jnp.asarray(INITIAL_SHARPNESS)))
+        self.log_sharpness = nnx.Param(jnp.log(jnp.full((), INITIAL_SHARPNESS, jnp.float32)))
 
     def __call__(
         self, source: jax.Array, target: jax.Array, box: int, *, train: bool
@@ -65,7 +66,7 @@ class GlobalHarmonic(nnx.Module):
         """
         batch, size = features.shape[:2]
         points = grid_points(size, box)
-        flat = features.reshape(batch, size**3, -1)
+        flat = _windowed(features.reshape(batch, size**3, -1), points / box)
         centre = nnx.softmax(self.centre(flat)[..., 0], axis=-1) @ points
         relative = points - centre[:, None]
         squared = jnp.sum(relative**2, axis=-1)
@@ -78,7 +79,7 @@ class GlobalHarmonic(nnx.Module):
             # (r / width)^l with each radial function's own width
             scaled = radial * (widths[-1] / widths) ** degree
             basis = (scaled[..., None] * solid[..., None, :]).reshape(batch, size**3, -1)
-            moments = jnp.einsum("bnc,bnk->bck", flat, basis)
+            moments = jnp.einsum("bnc,bnk->bck", flat, basis, precision=lax.Precision.HIGHEST)
             moments = moments.reshape(batch, flat.shape[-1], len(widths), -1)
             moments = moments * weights[degree - 1].T[..., None]
             out.append(moments.reshape(batch, -1, 2 * degree + 1))
@@ -92,17 +93,30 @@ class GlobalHarmonic(nnx.Module):
         for moments, turned, grid in zip(
             source, target, _grid_matrices(self.num_rotations, self.degree), strict=True
         ):
-            outer = jnp.einsum("bcm,bcn->bmn", turned, moments)
-            total += outer.reshape(len(outer), -1) @ grid.reshape(len(grid), -1).T
+            outer = jnp.einsum("bcm,bcn->bmn", turned, moments, precision=lax.Precision.HIGHEST)
+            matrices = grid.reshape(len(grid), -1).T
+            total += jnp.matmul(
+                outer.reshape(len(outer), -1), matrices, precision=lax.Precision.HIGHEST
+            )
         return total * jnp.exp(self.log_sharpness[...])
+
+
+def _windowed(flat: jax.Array, points: jax.Array) -> jax.Array:
+    """Takes off what is constant and fades out the corners, which would look like a cube."""
+    radius = jnp.linalg.norm(points, axis=-1)
+    ramp = jnp.clip((WINDOW_END - radius) / (WINDOW_END - WINDOW_START), 0.0, 1.0)
+    window = (0.5 - 0.5 * jnp.cos(jnp.pi * ramp))[:, None]
+    mean = jnp.sum(window * flat, axis=1, keepdims=True) / jnp.sum(window)
+    return (flat - mean) * window
 
 
 def _peak(logits: jax.Array, rotations: jax.Array) -> jax.Array:
     """The best rotation, as the mean of the probable ones in its basin."""
     best = rotations[jnp.argmax(logits)]
-    cosine = (jnp.einsum("nij,ij->n", rotations, best) - 1) / 2
+    cosine = (jnp.einsum("nij,ij->n", rotations, best, precision=lax.Precision.HIGHEST) - 1) / 2
     weights = nnx.softmax(jnp.where(cosine > np.cos(BASIN), logits, -jnp.inf))
-    return nearest_rotation(jnp.einsum("n,nij->ij", weights, rotations))
+    mean = jnp.einsum("n,nij->ij", weights, rotations, precision=lax.Precision.HIGHEST)
+    return nearest_rotation(mean)
 
 
 def _grid_matrices(num_rotations: int, degree: int) -> tuple[np.ndarray, ...]:

@@ -47,7 +47,9 @@ class Checkpoints:
             raise InputError("the run has no checkpoint yet; train it first")
         abstract = jax.tree.map(_abstract, like)
         try:
-            return self._checkpointer.load(self.latest_step, abstract)
+            restored = self._checkpointer.load(self.latest_step, abstract)
+            jax.tree.map(_check_shape, restored, like)  # Orbax does not check numpy arrays
+            return restored
         except (ValueError, KeyError, TypeError) as problem:
             first_line = str(problem).splitlines()[0]
             raise InputError(
@@ -73,3 +75,8 @@ def _abstract(leaf: Any) -> Any:
     if isinstance(leaf, np.ndarray):
         return leaf
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _check_shape(found: Any, wanted: Any) -> None:
+    if found.shape != wanted.shape:
+        raise ValueError(f"an array has shape {found.shape} where {wanted.shape} is wanted")

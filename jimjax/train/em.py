@@ -142,9 +142,8 @@ def _found_clusters(
     key: jax.Array, network: Network, particles: Particles, config: RunConfig
 ) -> Assignment:
     num_classes = config.network.num_classes
-    num_first = int(
-        np.clip(config.cluster.surplus * num_classes, num_classes, len(particles.volumes))
-    )
+    surplus = int(config.cluster.surplus * num_classes)
+    num_first = max(num_classes, min(surplus, len(particles.volumes)))
     labels = cluster_features(key, particles.description.features, num_first, config)
     references = first_references(particles, labels, num_first, cutoff=config.joint.cutoff)
     for _ in range(max(1, config.cluster.rounds)):

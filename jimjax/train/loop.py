@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import jax
 import numpy as np
@@ -112,6 +112,7 @@ def train(
     done = int(state.step)
     started = time.monotonic()
     first = 0  # step at which the epoch begins
+    num_bad = 0  # non-finite steps in a row, also across epochs
     with _stop_request() as is_asked_to_stop, jax.set_mesh(mesh):
         for stage in stages:
             step = make_step(network, stage.loss, optimizer)
@@ -133,10 +134,11 @@ def train(
                     if progress is not None:
                         shown = {"loss": float(metrics["loss"])}
                         progress.update(stage.name, done, total, shown)
-                    _check_finite(collected, stage.name, done)
-                    if is_asked_to_stop():
-                        _save(checkpoints, done, state, memory)
-                        raise Interrupted(f"stopped at step {done} of {total}")
+                    num_bad = 0 if bool(metrics["is_finite"]) else num_bad + 1
+                    _check_finite(num_bad, stage.name, done)
+                    # An epoch that is complete is logged before the run stops.
+                    if done < last and is_asked_to_stop():
+                        _stop(checkpoints, done, total, state, memory)
                 if done != last:
                     raise TrainingError(
                         f"stage '{stage.name}' gave {done - first} batches in epoch {epoch}, "
@@ -150,6 +152,8 @@ def train(
                     **_means(collected),
                     **noted,
                 )
+                if is_asked_to_stop():
+                    _stop(checkpoints, done, total, state, memory)
                 _save(checkpoints, done, state, memory)
                 first = last
     return state, memory
@@ -160,9 +164,15 @@ def _save(checkpoints: Checkpoints | None, step: int, state: TrainState, memory:
         checkpoints.save(step, {"state": state, "memory": memory})
 
 
-def _check_finite(collected: list[dict[str, jax.Array]], stage: str, step: int) -> None:
-    recent = collected[-MAX_BAD_STEPS:]
-    if len(recent) == MAX_BAD_STEPS and not any(bool(m["is_finite"]) for m in recent):
+def _stop(
+    checkpoints: Checkpoints | None, step: int, total: int, state: TrainState, memory: Any
+) -> NoReturn:
+    _save(checkpoints, step, state, memory)
+    raise Interrupted(f"stopped at step {step} of {total}")
+
+
+def _check_finite(num_bad: int, stage: str, step: int) -> None:
+    if num_bad >= MAX_BAD_STEPS:
         raise TrainingError(
             f"loss or gradient not finite in stage '{stage}' for {MAX_BAD_STEPS} steps up to "
             f"step {step}; lower the learning rate, or look for extreme voxels in the particles"

@@ -6,11 +6,12 @@ from jax import lax
 
 from jimjax.models.jimnet import Alignment
 from jimjax.ops import matching
-from jimjax.ops.rotation import Pose, super_fibonacci
+from jimjax.ops.rotation import Pose, compose, super_fibonacci
 
 GRID_CONCENTRATION = 15.0  # of the soft label on the rotation grid: about 15 degrees wide
 BASIN = 0.8  # Frobenius distance, 33 degrees: the fine stage is taught only within it
 TEMPERATURE = 0.2  # of the contrast between molecules
+COARSE_SHIFT_WEIGHT = 0.3  # more, and early steps learn the centre and not the rotation
 SHIFT_UNIT = 1 / 8  # of the box: the displacement that counts as much as |R - R*| = 1
 
 
@@ -44,8 +45,9 @@ def supervised_alignment_loss(aligned: Alignment, true: Pose, *, box: int) -> ja
         wanted = jax.nn.softmax(GRID_CONCENTRATION * nearness)
         coarse = -jnp.sum(wanted * jax.nn.log_softmax(aligned.rotation_logits), axis=-1)
         shift = (aligned.coarse.shift - true.shift) / (SHIFT_UNIT * box)
-        coarse = coarse + jnp.sum(shift**2, axis=-1)
-    fine = each(aligned.fine, true)
+        coarse = coarse + COARSE_SHIFT_WEIGHT * jnp.sum(shift**2, axis=-1)
+    # The fine stage is judged on what it adds; the coarse one has its own loss.
+    fine = each(jax.vmap(compose)(aligned.residual, lax.stop_gradient(aligned.coarse)), true)
     error = jnp.sum((aligned.coarse.rotation - true.rotation) ** 2, axis=(1, 2))
     is_near = lax.stop_gradient(error < BASIN**2)
     return jnp.mean(coarse) + jnp.mean(jnp.where(is_near, fine, 0.0))

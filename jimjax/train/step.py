@@ -53,7 +53,7 @@ def make_step(network: Network, loss: LossFunction, optimizer: Optimizer) -> Ste
             return loss(current, batch, jax.random.fold_in(key, state.step))
 
         (value, result), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         updates, opt_state = optimizer.transformation.update(
             gradient, state.opt_state, state.params
         )

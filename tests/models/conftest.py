@@ -1,9 +1,10 @@
-"""Networks of any size at no cost."""
+"""What the tests of every network ask: shapes without computing, and finite gradients."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import pytest
 from flax import nnx
 
@@ -30,7 +31,7 @@ def outline() -> Callable[..., Outline]:
             found["size"] = functional.num_parameters(network)
             return functional.apply(network, *inputs, train=True)[0]
 
-        inputs = [jax.ShapeDtypeStruct(shape, jax.numpy.float32) for shape in shapes]
+        inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
         result = jax.eval_shape(run, jax.random.key(0), *inputs)
         return Outline(found["size"], jax.tree.map(lambda leaf: leaf.shape, result))
 
@@ -39,18 +40,18 @@ def outline() -> Callable[..., Outline]:
 
 @pytest.fixture
 def has_finite_gradients() -> Callable[..., bool]:
-    """Says whether every gradient of a sum over a network's outputs is finite."""
+    """Says whether every gradient of a sum over a network's outputs is finite.
 
-    def check(network: Network, *inputs: jax.Array) -> bool:
-        @jax.jit
-        def gradients(params: nnx.State, *inputs: jax.Array) -> Any:
-            def total(params: nnx.State, *inputs: jax.Array) -> jax.Array:
-                out, _ = functional.apply(network._replace(params=params), *inputs, train=True)
-                return sum(jax.numpy.sum(leaf) for leaf in jax.tree.leaves(out))
+    Takes the network and any number of lists of its inputs, all of one shape.
+    """
 
-            return jax.grad(total, argnums=tuple(range(1 + len(inputs))))(params, *inputs)
+    def check(network: Network, *examples: list[jax.Array]) -> bool:
+        def total(params: nnx.State, *inputs: jax.Array) -> jax.Array:
+            out, _ = functional.apply(network._replace(params=params), *inputs, train=True)
+            return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(out))
 
-        leaves = jax.tree.leaves(gradients(network.params, *inputs))
-        return all(bool(jax.numpy.all(jax.numpy.isfinite(leaf))) for leaf in leaves)
+        gradients = jax.jit(jax.grad(total, argnums=range(1 + len(examples[0]))))
+        leaves = jax.tree.leaves([gradients(network.params, *inputs) for inputs in examples])
+        return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in leaves)
 
     return check

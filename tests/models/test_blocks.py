@@ -39,7 +39,8 @@ def _network(config):
 
 @functools.cache
 def _compiled(config, train):
-    return jax.jit(lambda x: functional.apply(_network(config), x, train=train)[0])
+    network = _network(config)
+    return jax.jit(lambda x: functional.apply(network, x, train=train)[0])
 
 
 def _extract(volumes, config=CONFIG, *, train=True):
@@ -93,8 +94,9 @@ def test_description_has_every_stack(volumes):
     assert pooled.shape[1] == module.num_pooled
 
 
-def test_gradients_of_a_constant_volume_are_finite(has_finite_gradients):
-    assert has_finite_gradients(_network(CONFIG), jnp.ones((2, 9, 9, 9)))
+def test_gradients_of_constant_volumes_are_finite(has_finite_gradients):
+    volumes = [[np.full((2, 9, 9, 9), value, np.float32)] for value in (0.0, 1.0)]
+    assert has_finite_gradients(_network(CONFIG), *volumes)
 
 
 def test_dilated_stack_sees_a_cube_of_13_voxels(key):

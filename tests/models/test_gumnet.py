@@ -29,11 +29,13 @@ def _network(config=TINY):
 
 @functools.cache
 def _compiled(config):
-    return jax.jit(
-        lambda params, *inputs: functional.apply(
-            _network(config)._replace(params=params), *inputs, train=True
-        )
-    )
+    network = _network(config)
+
+    @jax.jit
+    def run(params, *inputs):
+        return functional.apply(network._replace(params=params), *inputs, train=True)
+
+    return run
 
 
 def _train(source, target, *, config=TINY, params=None):
@@ -73,9 +75,8 @@ def test_first_pose_is_the_same_for_every_pair():
 
 def test_other_keys_start_at_other_poses():
     network = functional.create(functools.partial(GumNet, TINY), jax.random.key(1))
-    assert not np.allclose(
-        network.params["out"]["bias"][...], _network().params["out"]["bias"][...]
-    )
+    biases = [n.params["out"]["bias"][...] for n in (network, _network())]
+    assert not np.allclose(*biases)
 
 
 def test_first_gradient_reaches_the_last_layer_alone():
@@ -89,12 +90,12 @@ def test_first_gradient_reaches_the_last_layer_alone():
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(found["extractor"]))
 
 
-def test_gradients_of_a_constant_volume_are_finite(key, has_finite_gradients):
+def test_gradients_of_constant_volumes_are_finite(key, has_finite_gradients):
     params = jax.tree.map(jnp.copy, _network().params)
     kernel = params["out"]["kernel"]
     kernel[...] = jax.random.normal(key, kernel[...].shape)  # so that they reach every layer
-    volumes = jnp.ones((2, BOX, BOX, BOX))
-    assert has_finite_gradients(_network()._replace(params=params), volumes, volumes)
+    pairs = [[np.full((2, BOX, BOX, BOX), value, np.float32)] * 2 for value in (0.0, 1.0)]
+    assert has_finite_gradients(_network()._replace(params=params), *pairs)
 
 
 def test_pose_of_one_half_throughout_is_the_identity(compiled):

@@ -1,0 +1,114 @@
+"""``jimjax predict``: a class and a pose for each particle."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+if TYPE_CHECKING:
+    from jimjax.data.subtomograms import Subtomograms
+    from jimjax.io.star import ParticleTable
+    from jimjax.train.run import Prediction
+
+FEATURES_SUFFIX = ".features.npz"
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Classify and align particles with a trained run.
+
+    Writes a copy of the STAR file, with every column and block, in which class (rlnClassNumber),
+    angles (rlnAngle*, degrees) and origins (rlnOrigin*Angst, angstrom) are the network's, and
+    columns jimCorrelation and jimClassProbability are added. The features go to a file beside it,
+    classes.features.npz for classes.star. Nothing is random.
+
+    Attributes:
+        run_folder: folder that jimjax train made.
+        data: particle STAR file.
+        out: STAR file to write.
+        tilt_min: lowest tilt of all particles, degrees; from the STAR file if not given.
+        tilt_max: highest tilt of all particles, degrees; from the STAR file if not given.
+        voxel_size: angstrom; from the STAR file or the headers if not given.
+    """
+
+    run_folder: Annotated[Path, tyro.conf.arg(name="run")]
+    data: Path
+    out: Path
+    tilt_min: float | None = None
+    tilt_max: float | None = None
+    voxel_size: float | None = None
+
+    def run(self) -> None:
+        """Loads the run and the particles, then predicts."""
+        import numpy as np
+
+        from jimjax.commands import files
+        from jimjax.data.subtomograms import load
+
+        files.check_output_file(self.out, [self.data])
+        files.check_output_file(features_path(self.out), [self.data])
+        tilt_range = files.tilt_range(self.tilt_min, self.tilt_max)
+        particles = load(self.data, tilt_range=tilt_range, voxel_size=self.voxel_size)
+
+        from jimjax.train.run import load_run, predict
+
+        prediction = predict(load_run(self.run_folder), particles)
+        write_prediction(prediction, particles, self.data, self.out)
+        counts = np.bincount(prediction.labels, minlength=prediction.probabilities.shape[1])
+        sizes = ", ".join(str(count) for count in counts)
+        print(f"{len(particles)} particles in classes of {sizes}: {self.out}")
+
+
+def features_path(out: Path) -> Path:
+    """Where the features of the particles in a STAR file are kept."""
+    return out.with_name(out.name.removesuffix(".star") + FEATURES_SUFFIX)
+
+
+def write_prediction(
+    prediction: "Prediction", particles: "Subtomograms", data: Path, out: Path
+) -> None:
+    """Writes the STAR file of a prediction and the features beside it.
+
+    Args:
+        prediction: one row per particle.
+        particles: as loaded from ``data``.
+        data: STAR file whose columns and blocks are kept.
+        out: STAR file to write.
+    """
+    import numpy as np
+
+    from jimjax.io.files import replace_file
+    from jimjax.io.star import read_particles
+
+    table = read_particles(data)
+    with replace_file(features_path(out)) as stream:
+        np.savez_compressed(
+            stream,
+            features=prediction.features,
+            labels=prediction.labels,
+            probabilities=prediction.probabilities,
+        )
+    table.with_columns(_columns(prediction, particles, table)).write(out)
+
+
+def _columns(
+    prediction: "Prediction", particles: "Subtomograms", table: "ParticleTable"
+) -> dict[str, object]:
+    from jimjax.data import columns as names
+    from jimjax.io.convert import relion_from_rotation, relion_from_shift
+
+    angles = relion_from_rotation(prediction.rotations).T
+    origins = relion_from_shift(prediction.shifts, particles.voxel_size).T
+    columns = dict(zip(names.ANGLES, angles, strict=True))
+    columns |= dict(zip(names.ORIGINS, origins, strict=True))
+    if any(name in table.columns for name in names.OLD_ORIGINS):
+        columns |= dict(zip(names.OLD_ORIGINS, -prediction.shifts.T, strict=True))
+    columns[names.CLASS] = prediction.labels + 1
+    columns["jimCorrelation"] = prediction.correlations
+    columns["jimClassProbability"] = prediction.probabilities.max(axis=1)
+    if names.HALF not in table.columns:
+        columns[names.HALF] = particles.halves
+    # As used here, so that averages of the new file use the same.
+    columns |= dict(zip(names.TILT_LIMITS, particles.tilt_ranges.T, strict=True))
+    return columns

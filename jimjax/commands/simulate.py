@@ -1,0 +1,139 @@
+"""``jimjax simulate``: structures to particles with known class and pose."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from jimjax.data.simulate import CtfParameters
+    from jimjax.data.subtomograms import Subtomograms
+
+VOXELS_OF_RESOLUTION = 2.0  # default resolution: the finest that the grid can carry
+
+
+@dataclass(frozen=True)
+class Simulate:
+    """Simulate subtomograms of known structures, with the truth in the STAR file.
+
+    Writes OUT/particles.star, OUT/particles.mrcs and OUT/provenance.json. The order of the
+    structures is that of the class numbers.
+
+    Attributes:
+        structures: one per class: .pdb .ent .cif .mmcif (atoms) or .mrc .map .ccp4 .rec (map),
+            also with .gz.
+        out: folder to write.
+        num_per_class: particles of each class.
+        snr: variance of signal over variance of noise, after the wedge; inf for no noise.
+        box: side of a particle, voxels.
+        voxel_size: angstrom.
+        resolution: of the densities, angstrom; two voxels if not given.
+        max_shift: largest displacement along each axis, voxels.
+        tilt_min: lowest tilt, degrees.
+        tilt_max: highest tilt, degrees.
+        ctf: multiply by a contrast transfer function (options below).
+        defocus: underfocus, angstrom; two values are a range to draw from.
+        voltage: kilovolt.
+        spherical_aberration: millimetre.
+        amplitude_contrast: fraction.
+        b_factor: envelope, square angstrom.
+        contrast: dark protein as in raw tomograms, or light.
+        seed: of all that is random.
+    """
+
+    structures: tuple[Path, ...]
+    out: Path
+    num_per_class: int = 100
+    snr: float = 0.1
+    box: int = 32
+    voxel_size: float = 12.0
+    resolution: float | None = None
+    max_shift: float = 6.0
+    tilt_min: float = -60.0
+    tilt_max: float = 60.0
+    ctf: bool = False
+    defocus: tuple[float, ...] = (20000.0,)
+    voltage: float = 300.0
+    spherical_aberration: float = 2.7
+    amplitude_contrast: float = 0.07
+    b_factor: float = 0.0
+    contrast: Literal["dark", "light"] = "dark"
+    seed: int = 0
+
+    def run(self) -> None:
+        """Reads the structures and writes the particles."""
+        from jimjax.commands import files
+        from jimjax.io.errors import InputError
+
+        if not self.structures:
+            raise InputError("--structures is empty; give one file per class")
+        _check_free(self.out)
+        resolution = self.resolution
+        if resolution is None:
+            resolution = VOXELS_OF_RESOLUTION * self.voxel_size
+        particles = self._particles(resolution)
+        options = {
+            "structure_names": [path.name for path in self.structures],
+            "resolution_angstrom": resolution,
+            "snr": self.snr if self.snr < float("inf") else "inf",
+        }
+        write_particles(particles, self.out, files.provenance(self.seed, **options))
+        print(f"{len(particles)} particles of {len(self.structures)} classes: {self.out}")
+
+    def _particles(self, resolution: float) -> "Subtomograms":
+        import jax
+
+        from jimjax.data.simulate import simulate
+        from jimjax.data.structures import density_from_file
+
+        grid = {"voxel_size": self.voxel_size, "resolution": resolution, "box": self.box}
+        return simulate(
+            jax.random.key(self.seed),
+            [density_from_file(path, **grid) for path in self.structures],
+            num_per_class=self.num_per_class,
+            snr=self.snr,
+            voxel_size=self.voxel_size,
+            tilt_range=(self.tilt_min, self.tilt_max),
+            max_shift=self.max_shift,
+            ctf=self._ctf(),
+            contrast=self.contrast,
+        )
+
+    def _ctf(self) -> "CtfParameters | None":
+        from jimjax.data.simulate import CtfParameters
+        from jimjax.io.errors import InputError
+
+        if not self.ctf:
+            return None
+        if len(self.defocus) not in (1, 2):
+            raise InputError(f"--defocus takes one value or two, got {len(self.defocus)}")
+        return CtfParameters(
+            defocus=self.defocus[0] if len(self.defocus) == 1 else self.defocus,
+            voltage=self.voltage,
+            spherical_aberration=self.spherical_aberration,
+            amplitude_contrast=self.amplitude_contrast,
+            b_factor=self.b_factor,
+        )
+
+
+def write_particles(particles: "Subtomograms", folder: Path, provenance: dict[str, object]) -> Path:
+    """Writes a simulated data set and returns its STAR file."""
+    from jimjax.commands import files
+    from jimjax.data.subtomograms import to_star
+
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(folder / "provenance.json", provenance)
+    star_path = folder / "particles.star"
+    to_star(particles, star_path, stack_path=folder / "particles.mrcs")
+    return star_path
+
+
+def _check_free(folder: Path) -> None:
+    """Raises if particles lie there that no simulation wrote: they are not to be replaced."""
+    from jimjax.commands import files
+    from jimjax.io.errors import InputError
+
+    files.check_output_folder(folder)
+    is_simulated = (folder / "provenance.json").exists()
+    for name in ("particles.star", "particles.mrcs"):
+        if (folder / name).exists() and not is_simulated:
+            raise InputError(f"{folder / name}: is not from a simulation; give another --out")

@@ -1,0 +1,102 @@
+"""``jimjax train``: particles to a run folder."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from jimjax.commands.stop import Stop
+
+if TYPE_CHECKING:
+    from jimjax.config import RunConfig
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 75  # 75: EX_TEMPFAIL of sysexits.h, "try again"
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train Jim-Net on particles, without labels or poses.
+
+    Writes OUT/config.toml, provenance.json, metrics.jsonl, checkpoints/ and references.mrcs.
+    Poses and classes that the STAR file may hold are not read. SIGTERM or Ctrl-C saves the state
+    and ends with exit code 75; go on with --resume.
+
+    Attributes:
+        config: TOML file; what it leaves out keeps its default.
+        data: particle STAR file.
+        out: run folder to make.
+        resume: go on with the run in OUT where it was interrupted.
+        seed: overrides the configuration's seed.
+        num_classes: overrides network.num_classes of the configuration.
+        tilt_min: lowest tilt of all particles, degrees; from the STAR file if not given.
+        tilt_max: highest tilt of all particles, degrees; from the STAR file if not given.
+        voxel_size: angstrom; from the STAR file or the headers if not given.
+    """
+
+    config: tyro.conf.Positional[Path]
+    data: Path
+    out: Path
+    resume: bool = False
+    seed: int | None = None
+    num_classes: int | None = None
+    tilt_min: float | None = None
+    tilt_max: float | None = None
+    voxel_size: float | None = None
+
+    def run(self) -> None:
+        """Checks the input, then trains."""
+        from jimjax.commands import files
+        from jimjax.commands.progress import open_progress
+        from jimjax.data.subtomograms import load
+
+        config = self._config()
+        files.check_output_folder(self.out)
+        tilt_range = files.tilt_range(self.tilt_min, self.tilt_max)
+        particles = load(self.data, tilt_range=tilt_range, voxel_size=self.voxel_size)
+
+        from jimjax.train.run import train_run
+
+        with training_exits(self.out), open_progress() as progress:
+            train_run(
+                config,
+                particles,
+                self.out,
+                resume=self.resume,
+                progress=progress,
+                command=files.command_line(),
+            )
+        print(f"trained on {len(particles)} particles: {self.out}")
+
+    def _config(self) -> "RunConfig":
+        from jimjax.config import read_config
+        from jimjax.io.errors import InputError
+
+        config = read_config(self.config)
+        if self.seed is not None:
+            if self.seed < 0:
+                raise InputError(f"--seed must be 0 or more, got {self.seed}")
+            config = replace(config, seed=self.seed)
+        if self.num_classes is not None:
+            if self.num_classes < 1:
+                raise InputError(f"--num-classes must be 1 or more, got {self.num_classes}")
+            network = replace(config.network, num_classes=self.num_classes)
+            config = replace(config, network=network)
+        return config
+
+
+@contextmanager
+def training_exits(folder: Path) -> Iterator[None]:
+    """Turns the ends that training can come to into exit codes."""
+    from jimjax.train import loop
+
+    try:
+        yield
+    except loop.Interrupted as problem:
+        raise Stop(
+            f"{problem}; saved in {folder}, go on with --resume", EXIT_INTERRUPTED
+        ) from problem
+    except loop.TrainingError as problem:
+        raise Stop(str(problem), EXIT_FAILED) from problem

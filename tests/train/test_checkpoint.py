@@ -1,0 +1,73 @@
+"""Checkpoints: what is saved comes back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jimjax.io.errors import InputError
+from jimjax.train.checkpoint import NUM_KEPT, open_checkpoints
+
+
+def _tree(value):
+    return {
+        "state": (jnp.full((2, 3), value), jnp.array(7, jnp.int32)),
+        "memory": np.arange(4, dtype=np.int32) + int(value),
+    }
+
+
+def _assert_equal(found, wanted):
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+def test_restored_tree_is_the_saved_one(tmp_path):
+    with open_checkpoints(tmp_path / "run") as checkpoints:
+        checkpoints.save(3, _tree(1.5))
+    with open_checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.latest_step == 3
+        _assert_equal(checkpoints.restore(_tree(0.0)), _tree(1.5))
+
+
+def test_newest_of_several_is_restored_and_few_are_kept(tmp_path):
+    with open_checkpoints(tmp_path) as checkpoints:
+        for step in range(1, 5):
+            checkpoints.save(step, _tree(float(step)))
+        _assert_equal(checkpoints.restore(_tree(0.0)), _tree(4.0))
+    assert len([path for path in tmp_path.iterdir() if path.name.isdigit()]) == NUM_KEPT
+
+
+def test_step_already_saved_is_left_as_it_is(tmp_path):
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, _tree(1.0))
+        checkpoints.save(1, _tree(2.0))
+        _assert_equal(checkpoints.restore(_tree(0.0)), _tree(1.0))
+
+
+def test_empty_folder_has_no_step_and_says_to_train(tmp_path):
+    with open_checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step is None
+        with pytest.raises(InputError, match="no checkpoint yet; train it first"):
+            checkpoints.restore(_tree(0.0))
+
+
+def _with_other_memory():
+    return {**_tree(0.0), "memory": np.zeros(5, np.int32)}
+
+
+def _with_other_weights():
+    return {**_tree(0.0), "state": (jnp.zeros((2, 4)), jnp.array(0, jnp.int32))}
+
+
+def _with_more():
+    return {**_tree(0.0), "more": jnp.zeros(2)}
+
+
+@pytest.mark.parametrize("other", [_with_other_memory, _with_other_weights, _with_more])
+def test_checkpoint_of_another_configuration_is_an_error(other, tmp_path):
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, _tree(1.0))
+        with pytest.raises(InputError, match="checkpoint 1 does not fit this configuration"):
+            checkpoints.restore(other())

@@ -1,0 +1,137 @@
+"""Clustering between epochs."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jimjax.align.inference import Alignments, Description
+from jimjax.align.references import Assignment, Particles, first_references, merge
+from jimjax.config import ClusterSection, NetworkSection, PredictSection, RunConfig
+from jimjax.evaluate.clustering import clustering_accuracy
+from jimjax.train import em
+
+BOX = 9
+CONFIG = RunConfig(
+    network=NetworkSection(num_classes=3),
+    cluster=ClusterSection(method="features", num_components=4),
+    predict=PredictSection(batch_size=5, num_proposals=2),
+)
+
+
+def _blobs(num_each=20):
+    """Three clusters ten deviations apart."""
+    truth = np.repeat(np.arange(3), num_each)
+    generator = np.random.default_rng(0)
+    middles = 10 * np.eye(3, 6)
+    return generator.normal(size=(len(truth), 6)) + middles[truth], truth
+
+
+def _described(volumes, features):
+    no_maps = np.zeros((len(volumes), 1))
+    return Particles(volumes, None, Description(features, None, no_maps))
+
+
+def test_blobs_far_apart_are_told_apart(key):
+    features, truth = _blobs()
+    labels = em.cluster_features(key, features, 3, CONFIG)
+    assert labels.dtype == np.int32
+    assert clustering_accuracy(labels, truth) == 1.0
+
+
+def test_clusters_do_not_depend_on_the_unit_of_features(key):
+    features, _ = _blobs()
+    first, second = (em.cluster_features(key, f, 3, CONFIG) for f in (features, 1e-4 * features))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_fewer_features_than_clusters_are_an_error(key):
+    with pytest.raises(ValueError, match="3"):
+        em.cluster_features(key, _blobs()[0][:2], 3, CONFIG)
+
+
+@pytest.mark.parametrize("method", ["features", "alignment"])
+def test_fewer_particles_than_clusters_are_an_error(
+    method, key, tiny_jimnet, smooth_volumes
+):
+    config = dataclasses.replace(CONFIG, cluster=ClusterSection(method=method))
+    memory = em.initial_memory(2, 3, BOX)
+    tilt_ranges = np.tile([-60.0, 60.0], (2, 1))
+    volumes = smooth_volumes(2, BOX)
+    with pytest.raises(ValueError, match="3"):
+        em.recluster(key, tiny_jimnet, volumes, tilt_ranges, memory, config)
+
+
+def test_nothing_is_known_before_the_first_clustering():
+    memory = em.initial_memory(4, 3, BOX)
+    assert np.all(memory.labels == -1)
+    assert memory.references.shape == (3, BOX, BOX, BOX)
+
+
+def test_labels_of_the_next_epoch_keep_their_names(key, tiny_jimnet, smooth_volumes):
+    volumes = smooth_volumes(12, BOX)
+    tilt_ranges = np.tile([-60.0, 60.0], (12, 1))
+    memory = em.initial_memory(12, 3, BOX)
+    first, numbers = em.recluster(key, tiny_jimnet, volumes, tilt_ranges, memory, CONFIG)
+    assert numbers["share_kept"] == 0.0
+    renamed = first._replace(labels=(first.labels + 1) % 3)
+    second, numbers = em.recluster(key, tiny_jimnet, volumes, tilt_ranges, renamed, CONFIG)
+    np.testing.assert_array_equal(second.labels, renamed.labels)
+    assert numbers["share_kept"] == 1.0
+
+
+def test_first_reference_is_the_particle_in_the_middle_of_its_cluster(smooth_volumes):
+    volumes = smooth_volumes(5, BOX)
+    features = np.array([[0.0], [1.0], [2.0], [7.0], [9.0]])
+    found = first_references(
+        _described(volumes, features), np.array([0, 0, 0, 1, 1]), 2, cutoff=0.5
+    )
+    own = [np.corrcoef(found[0].ravel(), volume.ravel())[0, 1] for volume in volumes]
+    assert np.argmax(own) == 1
+
+
+def test_empty_clusters_take_different_particles_even_when_the_largest_is_used_up(smooth_volumes):
+    particles = _described(smooth_volumes(4, BOX), np.arange(4.0)[:, None])
+    found = first_references(particles, np.array([0, 0, 2, 2]), 4, cutoff=0.5)
+    assert len(np.unique(found.reshape(4, -1), axis=0)) == 4
+
+
+def _assignment(references, labels):
+    num = len(labels)
+    alignments = Alignments(np.zeros((num, 3, 3)), np.zeros((num, 3)), np.zeros(num))
+    return Assignment(np.array(labels, np.int32), references, alignments)
+
+
+def _merged(network, references, labels, num_clusters):
+    return merge(
+        network,
+        None,
+        _assignment(references, labels),
+        num_clusters,
+        cutoff=0.25,
+        config=CONFIG.predict,
+    )
+
+
+def test_two_copies_of_a_reference_are_joined(tiny_jimnet, smooth_volumes):
+    first, second = smooth_volumes(2, BOX)
+    copy = first + 0.05 * second
+    joined = _merged(tiny_jimnet, np.stack([first, second, copy]), [0, 0, 1, 2, 2, 2], 2)
+    assert clustering_accuracy(joined.labels, np.array([0, 0, 1, 0, 0, 0])) == 1.0
+    # The larger of the two copies stands for both.
+    np.testing.assert_array_equal(joined.references[joined.labels[0]], copy)
+    np.testing.assert_array_equal(joined.references[joined.labels[2]], second)
+
+
+def test_as_many_references_as_wanted_are_left_alone(tiny_jimnet, smooth_volumes):
+    references = smooth_volumes(2, BOX)
+    joined = _merged(tiny_jimnet, references, [0, 1, 1], 2)
+    np.testing.assert_array_equal(joined.labels, [0, 1, 1])
+    np.testing.assert_array_equal(joined.references, references)
+
+
+def test_references_that_are_all_the_same_still_leave_as_many_as_wanted(
+    tiny_jimnet, smooth_volumes
+):
+    references = np.repeat(smooth_volumes(1, BOX), 3, axis=0)
+    assert len(_merged(tiny_jimnet, references, [0, 1, 2], 2).references) == 2

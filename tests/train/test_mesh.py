@@ -1,0 +1,84 @@
+"""One axis of devices: what is computed on four is what is computed on one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+
+from jimjax.train.mesh import AXIS, data_mesh, split_batch
+
+TWO_STEPS = """
+import json
+import jax
+import numpy as np
+import optax
+from jimjax.config import NetworkSection, RunConfig
+from jimjax.train import jimnet
+from jimjax.train.mesh import data_mesh, replicate, split_batch
+from jimjax.train.state import Optimizer, initial_state
+from jimjax.train.step import make_step
+
+config = RunConfig(network=NetworkSection(num_classes=2))
+network = jimnet.build_network(config, 16)
+# Plain descent: Adam divides by the gradient's size, and turns rounding into a whole step
+# wherever a gradient vanishes.
+optimizer = Optimizer(optax.sgd(1e-2), lambda step: 1e-2)
+tilt_ranges = np.tile(np.float32([-60, 60]), (8, 1))
+
+def train(mesh):
+    step = make_step(network, jimnet._molecule_loss(config, 16, mesh), optimizer)
+    state = replicate(initial_state(jax.tree.map(np.array, network), optimizer), mesh)
+    losses = []
+    with jax.set_mesh(mesh):
+        for _ in range(2):
+            state, metrics = step(state, split_batch(tilt_ranges, mesh), jax.random.key(1))
+            losses.append([float(metrics["loss"]), float(metrics["gradient_norm"])])
+    return np.array(losses), [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
+
+start = [np.asarray(leaf) for leaf in jax.tree.leaves(network.params)]
+(one, params), (four, others) = train(data_mesh(1)), train(data_mesh(4))
+print(json.dumps({
+    "numbers": float(np.max(np.abs(one - four) / np.abs(one))),
+    "params": float(max(np.max(np.abs(a - b)) for a, b in zip(params, others))),
+    "moved": float(max(np.max(np.abs(a - b)) for a, b in zip(params, start))),
+}))
+"""
+
+
+def test_mesh_has_one_axis_of_the_devices_asked_for():
+    assert dict(data_mesh(1).shape) == {AXIS: 1}
+
+
+@pytest.mark.parametrize("num", [0, 1000])
+def test_devices_that_are_not_there_are_an_error(num):
+    with pytest.raises(ValueError, match=f"{num} devices asked for, [0-9]+ present"):
+        data_mesh(num)
+
+
+def test_batch_that_does_not_divide_is_an_error_that_says_what_to_choose():
+    mesh = AbstractMesh((4,), (AXIS,))
+    message = (
+        "a batch of 6 cannot be split over 4 devices; choose a batch_size that is a multiple of 4"
+    )
+    with pytest.raises(ValueError, match=message):
+        split_batch({"volumes": np.zeros((6, 2))}, mesh)
+
+
+def test_training_on_four_devices_is_training_on_one():
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_STEPS], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    difference = json.loads(done.stdout)
+    # Losses and gradient norms agree up to the order of float32 sums, the second step's as well.
+    assert difference["numbers"] < 1e-5
+    assert difference["params"] < 1e-5
+    assert difference["moved"] > 1e-3  # so that the line above says something
