@@ -20,13 +20,14 @@ from jimjax.ops.correlation import aligned_correlation
 from jimjax.ops.rotation import Pose
 from jimjax.train import em, losses
 from jimjax.train.loop import Stage
-from jimjax.train.mesh import constrain_batch
+from jimjax.train.mesh import constrain_batch, map_batch
 from jimjax.train.molecules import MoleculeConfig, observe_molecules
 from jimjax.train.state import Optimizer, TrainState, adam, network_of
 from jimjax.train.step import LossResult
 
 PRESETS = {"small": jimnet.small, "paper": jimnet.paper}
 SIGNS = {"dark": -1.0, "light": 1.0}
+ROUND_STEPS = 50  # of pre-training, between checkpoints
 WARM_UP = 0.1  # share of a stage in which the learning rate rises
 FINAL_RATE = 0.02  # of the peak, at the end of a stage
 
@@ -90,10 +91,15 @@ def build_stages(
     tilt_ranges = np.asarray(particles.tilt_ranges, np.float32)
     box = volumes.shape[-1]
     pretrain_steps, _ = _stage_lengths(config, len(particles))
+    num_rounds = _num_rounds(config)
 
     def molecule_batches(epoch: int, memory: Any) -> Iterator[np.ndarray]:
         yield from _tilt_batches(
-            tilt_ranges, config.pretrain.batch_size, pretrain_steps, config.seed, epoch
+            tilt_ranges,
+            config.pretrain.batch_size,
+            pretrain_steps // num_rounds,
+            config.seed,
+            epoch,
         )
 
     def pair_batches(epoch: int, memory: em.Memory) -> Iterator[PairBatch]:
@@ -122,10 +128,10 @@ def build_stages(
     return [
         Stage(
             "molecules",
-            1 if pretrain_steps else 0,
+            num_rounds,
             _molecule_loss(config, box, mesh),
             molecule_batches,
-            pretrain_steps,
+            pretrain_steps // max(1, num_rounds),
         ),
         Stage(
             "pairs",
@@ -140,7 +146,15 @@ def build_stages(
 
 def _stage_lengths(config: RunConfig, num_particles: int) -> tuple[int, int]:
     per_epoch = batches.num_batches(num_particles, config.joint.batch_size)
-    return config.pretrain.steps, config.joint.epochs * per_epoch
+    num_rounds = _num_rounds(config)
+    pretrain = num_rounds * (config.pretrain.steps // max(1, num_rounds))
+    return pretrain, config.joint.epochs * per_epoch
+
+
+def _num_rounds(config: RunConfig) -> int:
+    """Parts of the pre-training, each logged and saved; none if there are no steps."""
+    steps = config.pretrain.steps
+    return min(steps, max(1, steps // ROUND_STEPS))
 
 
 def _num_molecules(config: RunConfig, num_devices: int) -> int:
@@ -171,8 +185,7 @@ def _molecule_loss(config: RunConfig, box: int, mesh: Mesh) -> Any:
     def loss(
         network: Network, tilt_ranges: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, LossResult]:
-        pairs = observe_molecules(key, tilt_ranges, molecules, box=box, sign=sign)
-        pairs = constrain_batch(pairs, mesh)
+        pairs = observe_molecules(key, tilt_ranges, molecules, box=box, sign=sign, mesh=mesh)
         aligned, stats = functional.apply(network, pairs.source, pairs.target, train=True)
         alignment = losses.supervised_alignment_loss(aligned, pairs.pose, box=box)
         contrast = losses.contrastive_loss(aligned.features, aligned.target_features)
@@ -192,7 +205,9 @@ def _pair_loss(config: RunConfig, box: int, mesh: Mesh) -> Any:
 
     def loss(network: Network, batch: PairBatch, key: jax.Array) -> tuple[jax.Array, LossResult]:
         num = len(batch.source)
-        made = observe_molecules(key, batch.molecule_tilt_range, molecules, box=box, sign=sign)
+        made = observe_molecules(
+            key, batch.molecule_tilt_range, molecules, box=box, sign=sign, mesh=mesh
+        )
         sources = constrain_batch(jnp.concatenate([batch.source, made.source]), mesh)
         targets = constrain_batch(jnp.concatenate([batch.target, made.target]), mesh)
         aligned, stats = functional.apply(network, sources, targets, train=True)
@@ -200,8 +215,8 @@ def _pair_loss(config: RunConfig, box: int, mesh: Mesh) -> Any:
         shown = jax.tree.map(lambda leaf: leaf[num:], aligned)
 
         correlation = {
-            "coarse": _correlation(batch, pairs.coarse, section.cutoff),
-            "fine": _correlation(batch, pairs.fine, section.cutoff),
+            "coarse": _correlation(batch, pairs.coarse, section.cutoff, mesh),
+            "fine": _correlation(batch, pairs.fine, section.cutoff, mesh),
         }
         cluster = losses.cross_entropy(pairs.logits, batch.label)
         total = section.cluster_weight * cluster
@@ -228,7 +243,7 @@ def _pair_loss(config: RunConfig, box: int, mesh: Mesh) -> Any:
     return loss
 
 
-def _correlation(batch: PairBatch, poses: Pose, cutoff: float) -> jax.Array:
+def _correlation(batch: PairBatch, poses: Pose, cutoff: float, mesh: Mesh) -> jax.Array:
     def correlate(
         source: jax.Array, target: jax.Array, pose: Pose, *ranges: jax.Array
     ) -> jax.Array:
@@ -241,7 +256,7 @@ def _correlation(batch: PairBatch, poses: Pose, cutoff: float) -> jax.Array:
             cutoff=cutoff,
         )
 
-    each = jax.vmap(correlate)(
+    each = map_batch(correlate, mesh)(
         batch.source, batch.target, poses, batch.source_tilt_range, batch.target_tilt_range
     )
     return jnp.mean(each)

@@ -1,5 +1,6 @@
 """The devices, as one axis over which batches are split."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,6 +47,21 @@ def split_batch(tree: Any, mesh: Mesh) -> Any:
                 f"batch_size that is a multiple of {mesh.size}"
             )
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS)))
+
+
+def map_batch(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """Maps a function of one example over a batch, each device doing its own share.
+
+    Args:
+        function: of arrays without a batch axis.
+        mesh: devices.
+
+    Returns:
+        A function of arrays with the batch first, for use inside a jitted one. Nothing in it is
+        left to the partitioner, which on CPU refuses some Fourier transforms of split batches.
+    """
+    spec = PartitionSpec(AXIS)
+    return jax.shard_map(jax.vmap(function), mesh=mesh, in_specs=spec, out_specs=spec)
 
 
 def constrain_batch(tree: Any, mesh: Mesh) -> Any:

@@ -12,10 +12,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
 
 from jimjax.data.phantom import Phantom, render
 from jimjax.ops import rotation, wedge
 from jimjax.ops.rotation import Pose, compose, invert
+from jimjax.train.mesh import map_batch
 
 EPSILON = 1e-6  # of a standard deviation; keeps an empty volume finite
 
@@ -67,7 +69,13 @@ class MoleculePairs(NamedTuple):
 
 
 def observe_molecules(
-    key: jax.Array, tilt_ranges: jax.Array, config: MoleculeConfig, *, box: int, sign: float
+    key: jax.Array,
+    tilt_ranges: jax.Array,
+    config: MoleculeConfig,
+    *,
+    box: int,
+    sign: float,
+    mesh: Mesh,
 ) -> MoleculePairs:
     """Draws molecules and observes each twice.
 
@@ -77,6 +85,7 @@ def observe_molecules(
         config: the family.
         box: side in voxels.
         sign: -1 for dark protein, 1 for light.
+        mesh: devices to share the work; their number does not change the result.
 
     Returns:
         Pairs with their relative poses.
@@ -85,7 +94,7 @@ def observe_molecules(
     size_key, *keys = jax.random.split(key, 7)
     size = jax.random.uniform(size_key, (), minval=config.size_min, maxval=config.size_max)
 
-    def pair(keys: jax.Array, tilt_range: jax.Array) -> MoleculePairs:
+    def pair(keys: jax.Array, tilt_range: jax.Array, size: jax.Array) -> MoleculePairs:
         molecule = _draw(keys[0], config, box, size)
         first, second = (_draw_pose(k, config, box) for k in (keys[1], keys[2]))
         shape = (box,) * 3
@@ -97,7 +106,7 @@ def observe_molecules(
         return MoleculePairs(source, target, compose(second, invert(first)))
 
     per_molecule = jnp.stack([jax.random.split(k, num) for k in keys], axis=1)
-    return jax.vmap(pair)(per_molecule, tilt_ranges)
+    return map_batch(pair, mesh)(per_molecule, tilt_ranges, jnp.full(num, size))
 
 
 def standardize(volume: jax.Array) -> jax.Array:

@@ -51,9 +51,7 @@ def test_fewer_features_than_clusters_are_an_error(key):
 
 
 @pytest.mark.parametrize("method", ["features", "alignment"])
-def test_fewer_particles_than_clusters_are_an_error(
-    method, key, tiny_jimnet, smooth_volumes
-):
+def test_fewer_particles_than_clusters_are_an_error(method, key, tiny_jimnet, smooth_volumes):
     config = dataclasses.replace(CONFIG, cluster=ClusterSection(method=method))
     memory = em.initial_memory(2, 3, BOX)
     tilt_ranges = np.tile([-60.0, 60.0], (2, 1))

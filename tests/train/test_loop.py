@@ -104,9 +104,7 @@ def _train_with_a_stop(setting, folder, step, log=None):
     """Stops after a step, restores, and goes on to the end."""
     with open_checkpoints(folder) as checkpoints:
         with pytest.raises(Interrupted, match=f"stopped at step {step} of 9"):
-            setting.train(
-                *setting.begin(), checkpoints=checkpoints, log=log, progress=StopAt(step)
-            )
+            setting.train(*setting.begin(), checkpoints=checkpoints, log=log, progress=StopAt(step))
         state, memory = setting.begin()
         saved = checkpoints.restore({"state": state, "memory": memory})
         state, memory = TrainState(*saved["state"]), np.asarray(saved["memory"])

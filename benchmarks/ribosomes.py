@@ -1,0 +1,104 @@
+"""Real particles: import, average at the recorded poses, align to the reference, score.
+
+    python benchmarks/ribosomes.py ribosomes.npz OUT [--steps 1000]
+
+The .npz holds subtomograms, poses, missing-wedge masks and a reference, as ``jimjax import``
+takes them. The network is pre-trained on random molecules alone; it never sees a recorded pose.
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from jimjax.align import inference
+from jimjax.average import average_class
+from jimjax.config import RunConfig
+from jimjax.data.npz_import import import_npz
+from jimjax.data.subtomograms import load, normalize
+from jimjax.evaluate.pose import rotation_error_degrees
+from jimjax.io import mrc
+from jimjax.ops import fourier
+from jimjax.ops.rotation import Pose
+from jimjax.train.run import train_run
+
+BANDS = (60.0, 80.0, 100.0)  # angstrom; low-passes at which the average is compared
+
+
+def main() -> None:
+    """Runs it and prints one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("npz", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=1000, help="pre-training steps")
+    parser.add_argument("--proposals", type=int, default=16, help="turns of the reference")
+    options = parser.parse_args()
+    import_npz(options.npz, options.out)
+    truth = load(options.out / "particles.star", with_poses=True)
+    particles = load(options.out / "particles.star")
+    reference = mrc.read_volume(options.out / "reference.mrc").data
+
+    averaged = average_class(
+        truth.volumes,
+        truth.tilt_ranges,
+        Pose(truth.rotations, truth.shifts),
+        truth.halves,
+        voxel_size=truth.voxel_size,
+    )
+    result = {
+        "average_correlation": {
+            f"{band:g} A": band_correlation(averaged.volume, reference, truth.voxel_size / band)
+            for band in BANDS
+        }
+    }
+    config = RunConfig()
+    config = dataclasses.replace(
+        config,
+        network=dataclasses.replace(config.network, num_classes=1),
+        data=dataclasses.replace(config.data, contrast="light"),
+        pretrain=dataclasses.replace(config.pretrain, steps=options.steps),
+        joint=dataclasses.replace(config.joint, epochs=0),
+    )
+    run = train_run(config, particles, options.out / "run")
+    result["alignment"] = align_and_score(run, reference, particles, truth, options.proposals)
+    print(json.dumps(result, indent=2))
+
+
+def band_correlation(a: np.ndarray, b: np.ndarray, cutoff: float) -> float:
+    """Pearson correlation of two volumes below a frequency, cycles per voxel."""
+    first, second = (np.asarray(fourier.bandpass(v, high=cutoff)).ravel() for v in (a, b))
+    return round(float(np.corrcoef(first, second)[0, 1]), 3)
+
+
+def align_and_score(run, reference, particles, truth, num_proposals: int) -> dict[str, float]:
+    """Poses all particles against the reference with the network; errors in degrees."""
+    volumes = normalize(particles.volumes)
+    reference = normalize(reference[None].astype(np.float32))
+    described = inference.describe(run.network, volumes, batch_size=len(volumes))
+    _, found = inference.align_to_all(
+        run.network,
+        reference,
+        volumes,
+        described.maps,
+        particles.tilt_ranges,
+        num_proposals=num_proposals,
+        batch_size=len(volumes),
+        cutoff=run.config.joint.cutoff,
+    ).best()
+    repeated = np.repeat(reference, len(volumes), axis=0)
+    refined = inference.refine(run.network, repeated, volumes, found, batch_size=len(volumes))
+    scores = {}
+    for name, poses in (("coarse", found), ("fine", refined)):
+        distance = np.linalg.norm(poses.rotations - truth.rotations, axis=(1, 2))
+        angles = rotation_error_degrees(distance)
+        shifts = np.linalg.norm(poses.shifts - truth.shifts, axis=1)
+        scores[f"{name}_median_degrees"] = round(float(np.median(angles)), 1)
+        scores[f"{name}_share_below_20_degrees"] = round(float(np.mean(angles < 20)), 2)
+        scores[f"{name}_median_shift_voxels"] = round(float(np.median(shifts)), 2)
+    return scores
+
+
+if __name__ == "__main__":
+    main()
