@@ -83,5 +83,6 @@ def test_training_on_four_devices_is_training_on_one():
     # The second step's losses as well; gradients add up more float32 sums in another order.
     assert difference["losses"] < 1e-5, difference
     assert difference["norms"] < 1e-4, difference
-    assert difference["params"] < 1e-5
+    # Two steps of 1e-2 along gradients of norm 30: rounding is small beside the way gone.
+    assert difference["params"] < 1e-3 * difference["moved"], difference
     assert difference["moved"] > 1e-3  # so that the line above says something
