@@ -19,8 +19,8 @@ from jimjax.average.class_average import (
 from jimjax.config import PredictSection
 from jimjax.models.functional import Network
 from jimjax.ops import fourier
+from jimjax.ops.correlation import standardize
 from jimjax.ops.rotation import Pose
-from jimjax.train.molecules import standardize
 
 MIN_MEMBERS = 4  # particles below which a cluster has no average, only a first particle
 

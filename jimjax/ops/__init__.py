@@ -13,6 +13,7 @@ from jimjax.ops.correlation import (
     constrained_correlation_loss,
     correlation_peak,
     pearson,
+    standardize,
 )
 from jimjax.ops.fourier import (
     bandpass,
@@ -144,6 +145,7 @@ __all__ = [  # noqa: RUF022 a table of contents: by subject, then module
     "constrained_correlation_loss",
     "correlation_peak",
     "pearson",
+    "standardize",
     # Feature maps: matching, conv, isotropic
     "global_correlation",
     "l2_normalize",

@@ -10,6 +10,7 @@ from jimjax.ops import fourier, resample, wedge
 from jimjax.ops.rotation import Pose
 
 FLAT_CONTRAST = 32  # a contrast below this many float roundings of the root mean square is none
+STANDARD_EPSILON = 1e-6  # of a standard deviation; keeps a constant volume finite
 
 
 class Peak(NamedTuple):
@@ -22,6 +23,21 @@ class Peak(NamedTuple):
 
     score: jax.Array
     shift: jax.Array
+
+
+def standardize(volume: jax.Array) -> jax.Array:
+    """Scales a volume to zero mean and unit deviation.
+
+        (v - mean(v)) / sqrt(var(v) + eps^2),   eps = 1e-6
+
+    Args:
+        volume: any shape.
+
+    Returns:
+        Same shape; zeros, with a finite gradient, if the volume is constant.
+    """
+    centred = volume - jnp.mean(volume)
+    return centred * lax.rsqrt(jnp.mean(centred**2) + STANDARD_EPSILON**2)
 
 
 def pearson(a: jax.Array, b: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:

@@ -16,10 +16,9 @@ from jax.sharding import Mesh
 
 from jimjax.data.phantom import Phantom, render
 from jimjax.ops import rotation, wedge
+from jimjax.ops.correlation import standardize
 from jimjax.ops.rotation import Pose, compose, invert
 from jimjax.train.mesh import map_batch
-
-EPSILON = 1e-6  # of a standard deviation; keeps an empty volume finite
 
 
 @dataclass(frozen=True)
@@ -107,12 +106,6 @@ def observe_molecules(
 
     per_molecule = jnp.stack([jax.random.split(k, num) for k in keys], axis=1)
     return map_batch(pair, mesh)(per_molecule, tilt_ranges, jnp.full(num, size))
-
-
-def standardize(volume: jax.Array) -> jax.Array:
-    """Scales a volume to zero mean and unit deviation; zeros if it is constant."""
-    centred = volume - jnp.mean(volume)
-    return centred * lax.rsqrt(jnp.mean(centred**2) + EPSILON**2)
 
 
 def _draw(key: jax.Array, config: MoleculeConfig, box: int, size: jax.Array) -> Phantom:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from jimjax.ops import resample
+from jimjax.ops.correlation import standardize
 from jimjax.train.mesh import data_mesh
-from jimjax.train.molecules import MoleculeConfig, observe_molecules, standardize
+from jimjax.train.molecules import MoleculeConfig, observe_molecules
 
 BOX = 24
 NUM = 8
