@@ -16,6 +16,12 @@ from jimjax.models.functional import Network
 from jimjax.models.jimnet import JimNet, JimNetConfig
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What one test compiled, another with the same program need not compile again."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+
+
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)

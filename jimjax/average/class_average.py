@@ -182,6 +182,7 @@ def divide_sum(total: FourierSum, size: int) -> jax.Array:
     return fourier.irfft(total.spectrum / jnp.maximum(total.weights, floor), (size,) * 3)
 
 
+@jax.jit
 def correlate_half_maps(half1: jax.Array, half2: jax.Array) -> jax.Array:
     """Correlates two half maps shell by shell, inside a soft sphere.
 

@@ -1,5 +1,7 @@
 """Coarse regressor that compares two particles at every rotation at once."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,6 +121,7 @@ def _peak(logits: jax.Array, rotations: jax.Array) -> jax.Array:
     return nearest_rotation(mean)
 
 
+@functools.cache
 def _grid_matrices(num_rotations: int, degree: int) -> tuple[np.ndarray, ...]:
     with jax.ensure_compile_time_eval():
         rotations = jnp.asarray(super_fibonacci(num_rotations))

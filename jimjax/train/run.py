@@ -92,17 +92,17 @@ def train_run(
 
     Raises:
         InputError: if the folder holds a run and ``resume`` is off, if it holds none or another
-            configuration and ``resume`` is on, or if there are too few particles.
+            configuration or other particles and ``resume`` is on, or if there are too few particles.
         loop.Interrupted: after SIGTERM or SIGINT, with everything saved.
         loop.TrainingError: if the loss stays non-finite.
     """
     folder = Path(folder)
     _check_particles(config, particles)
-    _check_folder(config, folder, resume)
+    _check_folder(config, particles, folder, resume)
     folder.mkdir(parents=True, exist_ok=True)
     if not resume:
-        _write_text(folder / CONFIG, write_config(config))
         _write_text(folder / PROVENANCE, _provenance(config, particles, command))
+        _write_text(folder / CONFIG, write_config(config))  # last: it makes the folder a run
 
     mesh, key = data_mesh(), jax.random.key(config.seed)
     step_key, cluster_key = jax.random.split(key)
@@ -260,7 +260,9 @@ def _check_particles(config: RunConfig, particles: Subtomograms) -> None:
         raise InputError(f"the paper preset needs a box of 32 voxels, the particles have {box}")
 
 
-def _check_folder(config: RunConfig, folder: Path, resume: bool) -> None:
+def _check_folder(
+    config: RunConfig, particles: Subtomograms, folder: Path, resume: bool
+) -> None:
     has_run = (folder / CONFIG).exists()
     if has_run and not resume:
         raise InputError(f"{folder}: already holds a run; choose another --out, or --resume it")
@@ -271,6 +273,13 @@ def _check_folder(config: RunConfig, folder: Path, resume: bool) -> None:
             f"{folder}: its configuration differs from the one given; resume with "
             f"{folder / CONFIG}, or start anew in another folder"
         )
+    if resume:
+        record = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        if record["particles_sha256"] != _fingerprint(particles):
+            raise InputError(
+                f"{folder}: was trained on other particles than those given; resume with the "
+                "same ones, or start anew in another folder"
+            )
 
 
 def _check_match(run: Run, particles: Subtomograms) -> None:
@@ -284,8 +293,15 @@ def _check_match(run: Run, particles: Subtomograms) -> None:
         )
 
 
+def _fingerprint(particles: Subtomograms) -> str:
+    """A hash of all that training looks at."""
+    digest = hashlib.sha256()
+    for array in (particles.volumes, particles.tilt_ranges):
+        digest.update(np.ascontiguousarray(array, np.float32))
+    return digest.hexdigest()
+
+
 def _provenance(config: RunConfig, particles: Subtomograms, command: str) -> str:
-    names = "\n".join(particles.names).encode()
     record = {
         "command": command,
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -295,7 +311,7 @@ def _provenance(config: RunConfig, particles: Subtomograms, command: str) -> str
         "devices": [device.device_kind for device in jax.devices()],
         "seed": config.seed,
         "config_sha256": hashlib.sha256(write_config(config).encode()).hexdigest(),
-        "particles_sha256": hashlib.sha256(names).hexdigest(),
+        "particles_sha256": _fingerprint(particles),
         "num_particles": len(particles),
         "box": int(particles.volumes.shape[-1]),
         "voxel_size": float(particles.voxel_size),

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import signal
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,6 +20,7 @@ from jimjax.config import (
 from jimjax.data.subtomograms import Subtomograms
 from jimjax.io import mrc
 from jimjax.io.errors import InputError
+from jimjax.train.loop import Interrupted
 from jimjax.train.run import load_run, predict, train_run
 
 NUM, BOX = 12, 16
@@ -110,9 +113,36 @@ def test_resuming_with_another_configuration_is_an_error(trained, particles):
         train_run(other, particles, trained.folder, resume=True)
 
 
-def test_resuming_with_other_particles_is_an_error(trained, particles):
-    with pytest.raises(InputError, match="does not fit"):
-        train_run(CONFIG, particles.select(range(8)), trained.folder, resume=True)
+@pytest.mark.parametrize("change", ["fewer", "other voxels", "other tilts"])
+def test_resuming_with_other_particles_is_an_error(change, trained, particles):
+    others = {
+        "fewer": particles.select(range(8)),
+        "other voxels": dataclasses.replace(particles, volumes=particles.volumes * 2),
+        "other tilts": dataclasses.replace(particles, tilt_ranges=particles.tilt_ranges - 1),
+    }[change]
+    with pytest.raises(InputError, match="trained on other particles than those given"):
+        train_run(CONFIG, others, trained.folder, resume=True)
+
+
+class _StopAfter:
+    """Asks for a stop, as SIGTERM does, once a step is done."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def update(self, stage, step, num_steps, metrics):
+        if step == self.step:
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("step", [2, 5])  # in the middle of molecules, and of pairs
+def test_interrupted_and_resumed_run_is_the_uninterrupted_one(step, trained, particles, tmp_path):
+    with pytest.raises(Interrupted, match=f"stopped at step {step} of 6"):
+        train_run(CONFIG, particles, tmp_path / "run", progress=_StopAfter(step))
+    resumed = train_run(CONFIG, particles, tmp_path / "run", resume=True)
+    jax.tree.map(np.testing.assert_array_equal, resumed.network.params, trained.network.params)
+    jax.tree.map(np.testing.assert_array_equal, resumed.network.stats, trained.network.stats)
+    np.testing.assert_array_equal(resumed.references, trained.references)
 
 
 def test_resuming_nothing_is_an_error(particles, tmp_path):
