@@ -81,14 +81,23 @@ def align_and_score(run, reference, particles, truth, num_proposals: int) -> dic
         run.network,
         reference,
         volumes,
-        described.maps,
+        described.codes,
         particles.tilt_ranges,
         num_proposals=num_proposals,
         batch_size=len(volumes),
         cutoff=run.config.joint.cutoff,
     ).best()
     repeated = np.repeat(reference, len(volumes), axis=0)
-    refined = inference.refine(run.network, repeated, volumes, found, batch_size=len(volumes))
+    refined = inference.refine(
+        run.network,
+        repeated,
+        volumes,
+        particles.tilt_ranges,
+        found,
+        num_steps=run.config.predict.num_refinements,
+        batch_size=len(volumes),
+        cutoff=run.config.joint.cutoff,
+    )
     scores = {}
     for name, poses in (("coarse", found), ("fine", refined)):
         distance = np.linalg.norm(poses.rotations - truth.rotations, axis=(1, 2))

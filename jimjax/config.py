@@ -93,6 +93,8 @@ class ClusterSection:
             the reference that they align to best, and references that look alike are joined.
         surplus: clusters to begin with, as a multiple of those wanted ("alignment").
         rounds: alignments and averages before clusters are joined, and after ("alignment").
+        num_proposals: as at prediction, but for these rounds, whose averages forgive a pose.
+        num_refinements: likewise.
         num_components: principal components that the mixture is fitted to.
         num_init: random starts of the mixture.
         regularization: added to the diagonal of covariances, in units of the first component's
@@ -102,6 +104,8 @@ class ClusterSection:
     method: Literal["alignment", "features"] = "alignment"
     surplus: float = 2.0
     rounds: int = 3
+    num_proposals: int = 4
+    num_refinements: int = 1
     num_components: int = 8
     num_init: int = 5
     regularization: float = 1e-3
@@ -115,10 +119,12 @@ class PredictSection:
         batch_size: particles at a time.
         num_proposals: orientations of the reference from which the network starts; the pose
             that correlates best is kept.
+        num_refinements: times that the fine stage may improve that pose.
     """
 
     batch_size: int = 32
-    num_proposals: int = 4
+    num_proposals: int = 16
+    num_refinements: int = 3
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """A trained Jim-Net applied to particles: descriptions, and poses against references."""
 
 import functools
-from typing import NamedTuple
+import operator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +25,12 @@ class Description(NamedTuple):
     Attributes:
         features: ``(n, d)``, F(x, x).
         probabilities: ``(n, num_classes)`` of the cluster head.
-        maps: ``(n, m, m, m, c)`` coarse feature maps.
+        codes: what the coarse stage compares; a pytree of ``(n, ...)``.
     """
 
     features: np.ndarray
     probabilities: np.ndarray
-    maps: np.ndarray
+    codes: Any
 
 
 class Alignments(NamedTuple):
@@ -74,7 +75,7 @@ def align_to_all(
     network: Network,
     references: np.ndarray,
     volumes: np.ndarray,
-    maps: np.ndarray,
+    codes: Any,
     tilt_ranges: np.ndarray,
     *,
     num_proposals: int,
@@ -90,7 +91,7 @@ def align_to_all(
         network: a Jim-Net.
         references: ``(k, z, y, x)``, normalised; without a missing wedge.
         volumes: ``(n, z, y, x)``, normalised.
-        maps: ``(n, m, m, m, c)`` of the volumes, from ``describe``.
+        codes: of the volumes, from ``describe``.
         tilt_ranges: ``(n, 2)`` degrees.
         num_proposals: turns of the reference.
         batch_size: particles at a time; has no influence on the result.
@@ -106,55 +107,66 @@ def align_to_all(
     prepared = [_prepare(network, reference, turns, size) for reference in references]
     chunks = []
     for rows in padded_chunks(len(volumes), batch_size):
-        small, chunk = _shrink(volumes[rows], size), (maps[rows], tilt_ranges[rows])
+        part = jax.tree.map(operator.itemgetter(rows), codes)
+        chunk = _shrink(volumes[rows], size), part, tilt_ranges[rows]
         found = [
-            _align_chunk(network, *reference, turns, small, *chunk, box=box, cutoff=cutoff)
+            _align_chunk(network, *reference, turns, *chunk, box=box, cutoff=cutoff)
             for reference in prepared
         ]
         chunks.append(jax.tree.map(lambda *each: np.stack(each, axis=1), *found))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(volumes)], *chunks)
 
 
-def encode(network: Network, volumes: np.ndarray) -> np.ndarray:
-    """Coarse feature maps ``(n, m, m, m, c)`` of a few volumes ``(n, z, y, x)``."""
-    maps, _ = functional.apply(network, volumes, train=False, method="encode")
-    return np.asarray(maps)
+def encode(network: Network, volumes: np.ndarray) -> Any:
+    """What the coarse stage compares of a few volumes ``(n, z, y, x)``."""
+    return jax.tree.map(np.asarray, _encode(network, volumes))
 
 
 def refine(
     network: Network,
     references: np.ndarray,
     volumes: np.ndarray,
-    coarse: Alignments,
+    tilt_ranges: np.ndarray,
+    begin: Alignments,
     *,
+    num_steps: int,
     batch_size: int,
+    cutoff: float,
 ) -> Alignments:
     """Lets the fine stage improve poses, each against its own reference.
 
     Args:
         network: a Jim-Net.
-        references: ``(n, z, y, x)``, normalised, one per particle.
+        references: ``(n, z, y, x)``, normalised, one per particle; without a missing wedge.
         volumes: ``(n, z, y, x)``, normalised.
-        coarse: ``(n, ...)`` where to begin.
+        tilt_ranges: ``(n, 2)`` degrees.
+        begin: ``(n, ...)`` where to begin.
+        num_steps: how often the fine stage is asked; an answer that correlates less than what
+            it began with is dropped.
         batch_size: particles at a time; has no influence on the result.
+        cutoff: half side of the cube kept by the correlation, cycles per voxel.
 
     Returns:
-        Alignments with the correlations of ``coarse``.
+        Alignments with the correlations of the refined poses.
     """
     chunks = []
     for rows in padded_chunks(len(volumes), batch_size):
-        pose = Pose(coarse.rotations[rows], coarse.shifts[rows])
-        refined = _refine_chunk(network, references[rows], volumes[rows], pose)
+        pose = Pose(begin.rotations[rows], begin.shifts[rows])
+        inputs = references[rows], volumes[rows], tilt_ranges[rows], pose
+        refined = _refine_chunk(network, *inputs, num_steps=num_steps, cutoff=cutoff)
         chunks.append(jax.tree.map(np.asarray, refined))
-    pose = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(volumes)], *chunks)
-    return Alignments(pose.rotation, pose.shift, coarse.correlations)
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(volumes)], *chunks)
 
 
 @jax.jit
 def _describe_chunk(network: Network, volumes: jax.Array) -> Description:
     (features, logits), _ = functional.apply(network, volumes, train=False, method="cluster")
-    maps, _ = functional.apply(network, volumes, train=False, method="encode")
-    return Description(features, jax.nn.softmax(logits), maps)
+    return Description(features, jax.nn.softmax(logits), _encode(network, volumes))
+
+
+@jax.jit
+def _encode(network: Network, volumes: jax.Array) -> Any:
+    return functional.apply(network, volumes, train=False, method="encode")[0]
 
 
 def _turns(num: int) -> np.ndarray:
@@ -166,11 +178,10 @@ def _turns(num: int) -> np.ndarray:
 @functools.partial(jax.jit, static_argnames="size")
 def _prepare(
     network: Network, reference: jax.Array, turns: jax.Array, size: int
-) -> tuple[jax.Array, jax.Array]:
-    """Maps of a reference in all turns ``(turns, ...)``, and a small copy to correlate with."""
+) -> tuple[Any, jax.Array]:
+    """Codes of a reference in all turns ``(turns, ...)``, and a small copy to correlate with."""
     turned = jax.vmap(resample.rotate, (None, 0))(reference, turns)
-    maps, _ = functional.apply(network, turned, train=False, method="encode")
-    return maps, fourier.fourier_resize(reference, size)
+    return _encode(network, turned), fourier.fourier_resize(reference, size)
 
 
 @functools.partial(jax.jit, static_argnames="size")
@@ -181,11 +192,11 @@ def _shrink(volumes: jax.Array, size: int) -> jax.Array:
 @functools.partial(jax.jit, static_argnames=("box", "cutoff"))
 def _align_chunk(
     network: Network,
-    turned_maps: jax.Array,
+    turned_codes: Any,
     reference: jax.Array,
     turns: jax.Array,
     volumes: jax.Array,
-    maps: jax.Array,
+    codes: Any,
     tilt_ranges: jax.Array,
     *,
     box: int,
@@ -195,27 +206,66 @@ def _align_chunk(
     scale = volumes.shape[-1] / box
 
     def correlate(volume: jax.Array, pose: Pose, tilt_range: jax.Array) -> jax.Array:
-        return aligned_correlation(
-            reference,
-            volume,
-            Pose(pose.rotation, pose.shift * scale),
-            source_tilt_range=jnp.array(FULL_TILT),
-            target_tilt_range=tilt_range,
-            cutoff=cutoff / scale,
-        )
+        small = Pose(pose.rotation, pose.shift * scale)
+        return _correlate(reference, volume, tilt_range, small, cutoff=cutoff / scale)
 
-    def propose(turn: jax.Array, source_maps: jax.Array) -> tuple[Pose, jax.Array]:
-        sources = jnp.broadcast_to(source_maps, maps.shape)
-        found, _ = functional.apply(network, sources, maps, train=False, method="match")
+    def propose(turn: jax.Array, code: Any) -> tuple[Pose, jax.Array]:
+        sources = jax.tree.map(lambda one, each: jnp.broadcast_to(one, each.shape), code, codes)
+        found, _ = functional.apply(network, sources, codes, train=False, method="match")
         first = Pose(turn, jnp.zeros(3))
         poses = jax.vmap(lambda pose: compose(pose, first))(found)
         return poses, jax.vmap(correlate)(volumes, poses, tilt_ranges)
 
-    poses, scores = jax.lax.map(lambda each: propose(*each), (turns, turned_maps))
+    poses, scores = jax.lax.map(lambda each: propose(*each), (turns, turned_codes))
     best, rows = jnp.argmax(scores, axis=0), jnp.arange(len(volumes))
     return Alignments(poses.rotation[best, rows], poses.shift[best, rows], scores[best, rows])
 
 
-@jax.jit
-def _refine_chunk(network: Network, references: jax.Array, volumes: jax.Array, pose: Pose) -> Pose:
-    return functional.apply(network, references, volumes, pose, train=False, method="refine")[0]
+@functools.partial(jax.jit, static_argnames=("num_steps", "cutoff"))
+def _refine_chunk(
+    network: Network,
+    references: jax.Array,
+    volumes: jax.Array,
+    tilt_ranges: jax.Array,
+    pose: Pose,
+    *,
+    num_steps: int,
+    cutoff: float,
+) -> Alignments:
+    correlate = jax.vmap(functools.partial(_correlate, cutoff=cutoff))
+
+    def improve(_: int, found: tuple[Pose, jax.Array]) -> tuple[Pose, jax.Array]:
+        pose, score = found
+        refined, _ = functional.apply(
+            network, references, volumes, pose, train=False, method="refine"
+        )
+        new_score = correlate(references, volumes, tilt_ranges, refined)
+        is_better = new_score > score
+
+        def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(is_better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+        return jax.tree.map(choose, (refined, new_score), found)
+
+    first = pose, correlate(references, volumes, tilt_ranges, pose)
+    pose, score = jax.lax.fori_loop(0, num_steps, improve, first)
+    return Alignments(pose.rotation, pose.shift, score)
+
+
+def _correlate(
+    reference: jax.Array,
+    volume: jax.Array,
+    tilt_range: jax.Array,
+    pose: Pose,
+    *,
+    cutoff: float,
+) -> jax.Array:
+    """Correlates a volume with a reference moved by a pose."""
+    return aligned_correlation(
+        reference,
+        volume,
+        pose,
+        source_tilt_range=jnp.array(FULL_TILT),
+        target_tilt_range=tilt_range,
+        cutoff=cutoff,
+    )

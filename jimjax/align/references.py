@@ -8,7 +8,7 @@ import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from jimjax.align.inference import Alignments, Description, align_to_all, encode
+from jimjax.align.inference import Alignments, Description, align_to_all, encode, refine
 from jimjax.average.class_average import (
     add_sums,
     correlate_half_maps,
@@ -31,7 +31,7 @@ class Assignment(NamedTuple):
     Attributes:
         labels: ``(n,)`` int32.
         references: ``(k, z, y, x)``, normalised, made from the particles so labelled.
-        alignments: ``(n, ...)`` each to its own reference, as it was before.
+        alignments: ``(n, ...)``, each to its own reference as it was before, refined.
     """
 
     labels: np.ndarray
@@ -98,7 +98,7 @@ def reassign(
         particles: all of them.
         references: ``(k, z, y, x)``, normalised.
         cutoff: low-pass of the correlation that judges poses, cycles per voxel.
-        config: batch size and proposals.
+        config: batch size, proposals and refinements.
 
     Returns:
         Labels, and the references that follow from them; a reference that attracts hardly any
@@ -108,13 +108,23 @@ def reassign(
         network,
         references,
         particles.volumes,
-        particles.description.maps,
+        particles.description.codes,
         particles.tilt_ranges,
         num_proposals=config.num_proposals,
         batch_size=config.batch_size,
         cutoff=cutoff,
     )
     labels, found = everything.best()
+    found = refine(
+        network,
+        references[labels],
+        particles.volumes,
+        particles.tilt_ranges,
+        found,
+        num_steps=config.num_refinements,
+        batch_size=config.batch_size,
+        cutoff=cutoff,
+    )
     averages = []
     for label, reference in enumerate(references):
         members = np.flatnonzero(labels == label)

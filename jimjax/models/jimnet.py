@@ -5,11 +5,11 @@ global then local correlation, a layer that composes the stages' poses, a cluste
 features of both stages. Layer sizes were in a supplement that is not public; ours are
 configuration, and so are the regressors: "dense" ones learn the pose from the correlation as
 Gum-Net does; "steerable" ones solve for it, by harmonic correlation over SO(3) at the coarse
-stage and by Procrustes from local matches at the fine one.
+stage and by a Newton step on the local correlation at the fine one.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from flax import nnx
 from jax import lax
 
 from jimjax.models.blocks import Extractor, ExtractorConfig, batch_norm
-from jimjax.models.matching import GlobalDense, LocalDense, LocalProcrustes
+from jimjax.models.matching import GlobalDense, LocalDense, LocalNewton
 from jimjax.models.steerable import GlobalHarmonic
 from jimjax.ops import resample
 from jimjax.ops.rotation import Pose, compose
@@ -109,9 +109,7 @@ class JimNet(nnx.Module):
                 num_rotations=config.num_rotations,
                 rngs=rngs,
             )
-            self.match_locally = LocalProcrustes(
-                fine.num_features, radius=config.local_radius, rngs=rngs
-            )
+            self.match_locally = LocalNewton(radius=config.local_radius)
         self.embed_coarse = _Embedding(self.coarse.num_pooled, config, rngs)
         self.embed_fine = _Embedding(self.fine.num_pooled, config, rngs)
         self.head = nnx.Linear(2 * config.embedding, config.num_classes, rngs=rngs)
@@ -173,13 +171,15 @@ class JimNet(nnx.Module):
         features = self._embed(coarse, fine, train=train)
         return features, self.head(features)
 
-    def encode(self, volumes: jax.Array, *, train: bool) -> jax.Array:
-        """Coarse feature maps ``(batch, n, n, n, c)`` of volumes ``(batch, z, y, x)``."""
-        return self.coarse(volumes, train=train)[0]
+    def encode(self, volumes: jax.Array, *, train: bool) -> Any:
+        """What the coarse stage compares of volumes ``(batch, z, y, x)``; batch first."""
+        maps, _ = self.coarse(volumes, train=train)
+        return self.match_globally.prepare(maps, self.config.box)
 
-    def match(self, source_maps: jax.Array, target_maps: jax.Array, *, train: bool) -> Pose:
+    def match(self, source_codes: Any, target_codes: Any, *, train: bool) -> Pose:
         """Coarse poses, source onto target, of what ``encode`` gave."""
-        return self.match_globally(source_maps, target_maps, self.config.box, train=train)[0]
+        box = self.config.box
+        return self.match_globally.compare(source_codes, target_codes, box, train=train)[0]
 
     def refine(self, source: jax.Array, target: jax.Array, pose: Pose, *, train: bool) -> Pose:
         """Poses of the fine stage, begun at ``pose``; volumes ``(batch, z, y, x)``."""

@@ -1,6 +1,7 @@
 """Coarse regressor that compares two particles at every rotation at once."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from jimjax.models.matching import grid_points
+from jimjax.models.matching import grid_points, windowed
 from jimjax.ops import harmonics
 from jimjax.ops.procrustes import nearest_rotation
 from jimjax.ops.rotation import Pose, super_fibonacci
@@ -16,8 +17,20 @@ from jimjax.ops.rotation import Pose, super_fibonacci
 RADIAL_SCALES = (0.09, 0.15, 0.21)  # of the box: widths of the Gaussian radial functions
 INITIAL_SHARPNESS = 10.0  # of the softmax over cosines
 BASIN = np.deg2rad(40.0)  # rotations nearer than this to the best one refine it
-WINDOW_START, WINDOW_END = 0.38, 0.5  # of the box: radii between which features fade out
 EPSILON = 1e-6
+
+
+class Moments(NamedTuple):
+    """What the coarse stage keeps of particles.
+
+    Attributes:
+        centre: ``(batch, 3)``, ``(x, y, z)`` in voxels from the box centre.
+        degrees: per degree l from 1, ``(batch, radii * channels, 2 l + 1)``; weighted and
+            normalised so that the sum of products over all of them is a cosine.
+    """
+
+    centre: jax.Array
+    degrees: tuple[jax.Array, ...]
 
 
 class GlobalHarmonic(nnx.Module):
@@ -45,16 +58,20 @@ class GlobalHarmonic(nnx.Module):
         Returns:
             Poses, shifts in box voxels, and ``(batch, num_rotations)`` logits over the grid.
         """
-        del train
-        source_centre, source_moments = self.moments(source, box)
-        target_centre, target_moments = self.moments(target, box)
-        logits = self.score(source_moments, target_moments)
+        return self.compare(self.prepare(source, box), self.prepare(target, box), box, train=train)
+
+    def compare(
+        self, source: Moments, target: Moments, box: int, *, train: bool
+    ) -> tuple[Pose, jax.Array]:
+        """Does the same from what ``prepare`` made of the feature maps."""
+        del box, train
+        logits = self.score(source.degrees, target.degrees)
         grid = jnp.asarray(super_fibonacci(self.num_rotations))
         rotation = jax.vmap(_peak, in_axes=(0, None))(logits, grid)
-        turned = jnp.einsum("bij,bj->bi", rotation, source_centre, precision=lax.Precision.HIGHEST)
-        return Pose(rotation, target_centre - turned), logits
+        turned = jnp.einsum("bij,bj->bi", rotation, source.centre, precision=lax.Precision.HIGHEST)
+        return Pose(rotation, target.centre - turned), logits
 
-    def moments(self, features: jax.Array, box: int) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def prepare(self, features: jax.Array, box: int) -> Moments:
         """Expands feature maps.
 
         Args:
@@ -62,13 +79,11 @@ class GlobalHarmonic(nnx.Module):
             box: side of the particle in voxels.
 
         Returns:
-            Centres ``(batch, 3)`` in voxels and, per degree from 1, moments
-            ``(batch, radii * c, 2 l + 1)``; weighted and normalised so that the sum of products
-            over all of them is a cosine.
+            Their moments.
         """
         batch, size = features.shape[:2]
         points = grid_points(size, box)
-        flat = _windowed(features.reshape(batch, size**3, -1), points / box)
+        flat = windowed(features, box).reshape(batch, size**3, -1)
         centre = nnx.softmax(self.centre(flat)[..., 0], axis=-1) @ points
         relative = points - centre[:, None]
         squared = jnp.sum(relative**2, axis=-1)
@@ -87,7 +102,7 @@ class GlobalHarmonic(nnx.Module):
             out.append(moments.reshape(batch, -1, 2 * degree + 1))
         total = sum(jnp.sum(m**2, axis=(1, 2)) for m in out)
         scale = lax.rsqrt(total + EPSILON)[:, None, None]
-        return centre, tuple(m * scale for m in out)
+        return Moments(centre, tuple(m * scale for m in out))
 
     def score(self, source: tuple[jax.Array, ...], target: tuple[jax.Array, ...]) -> jax.Array:
         """Correlates moments at every rotation of the grid: ``(batch, num_rotations)``."""
@@ -101,15 +116,6 @@ class GlobalHarmonic(nnx.Module):
                 outer.reshape(len(outer), -1), matrices, precision=lax.Precision.HIGHEST
             )
         return total * jnp.exp(self.log_sharpness[...])
-
-
-def _windowed(flat: jax.Array, points: jax.Array) -> jax.Array:
-    """Takes off what is constant and fades out the corners, which would look like a cube."""
-    radius = jnp.linalg.norm(points, axis=-1)
-    ramp = jnp.clip((WINDOW_END - radius) / (WINDOW_END - WINDOW_START), 0.0, 1.0)
-    window = (0.5 - 0.5 * jnp.cos(jnp.pi * ramp))[:, None]
-    mean = jnp.sum(window * flat, axis=1, keepdims=True) / jnp.sum(window)
-    return (flat - mean) * window
 
 
 def _peak(logits: jax.Array, rotations: jax.Array) -> jax.Array:

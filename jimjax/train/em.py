@@ -7,6 +7,7 @@ the same molecule are joined. Averages of many particles tell molecules apart wh
 particles cannot.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from sklearn.decomposition import PCA
 
 from jimjax.align.inference import describe
 from jimjax.align.references import Assignment, Particles, first_references, merge, reassign
-from jimjax.config import RunConfig
+from jimjax.config import PredictSection, RunConfig
 from jimjax.evaluate.clustering import match_labels
 from jimjax.models.functional import Network
 from jimjax.ops import mixture
@@ -155,7 +156,7 @@ def _found_clusters(
         assignment,
         num_classes,
         cutoff=config.joint.cutoff,
-        config=config.predict,
+        config=_search(config),
     )
     return _reassign(network, particles, joined.references, config)
 
@@ -164,4 +165,13 @@ def _reassign(
     network: Network, particles: Particles, references: np.ndarray, config: RunConfig
 ) -> Assignment:
     cutoff = config.joint.cutoff
-    return reassign(network, particles, references, cutoff=cutoff, config=config.predict)
+    return reassign(network, particles, references, cutoff=cutoff, config=_search(config))
+
+
+def _search(config: RunConfig) -> PredictSection:
+    section = config.cluster
+    return replace(
+        config.predict,
+        num_proposals=section.num_proposals,
+        num_refinements=section.num_refinements,
+    )

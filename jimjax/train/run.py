@@ -91,8 +91,9 @@ def train_run(
         The trained run.
 
     Raises:
-        InputError: if the folder holds a run and ``resume`` is off, if it holds none or another
-            configuration or other particles and ``resume`` is on, or if there are too few particles.
+        InputError: if the folder holds a run and ``resume`` is off; if it holds none, or one of
+            another configuration or of other particles, and ``resume`` is on; or if there are
+            too few particles.
         loop.Interrupted: after SIGTERM or SIGINT, with everything saved.
         loop.TrainingError: if the loss stays non-finite.
     """
@@ -206,7 +207,7 @@ def predict(run: Run, particles: Subtomograms) -> Prediction:
         run.network,
         run.references,
         volumes,
-        described.maps,
+        described.codes,
         tilt_ranges,
         num_proposals=section.num_proposals,
         batch_size=section.batch_size,
@@ -218,7 +219,14 @@ def predict(run: Run, particles: Subtomograms) -> Prediction:
         rows = np.arange(len(labels))
         found = inference.Alignments(*(field[rows, labels] for field in everything))
     found = inference.refine(
-        run.network, run.references[labels], volumes, found, batch_size=section.batch_size
+        run.network,
+        run.references[labels],
+        volumes,
+        tilt_ranges,
+        found,
+        num_steps=section.num_refinements,
+        batch_size=section.batch_size,
+        cutoff=run.config.joint.cutoff,
     )
     return Prediction(
         labels.astype(np.int32),
@@ -260,9 +268,7 @@ def _check_particles(config: RunConfig, particles: Subtomograms) -> None:
         raise InputError(f"the paper preset needs a box of 32 voxels, the particles have {box}")
 
 
-def _check_folder(
-    config: RunConfig, particles: Subtomograms, folder: Path, resume: bool
-) -> None:
+def _check_folder(config: RunConfig, particles: Subtomograms, folder: Path, resume: bool) -> None:
     has_run = (folder / CONFIG).exists()
     if has_run and not resume:
         raise InputError(f"{folder}: already holds a run; choose another --out, or --resume it")

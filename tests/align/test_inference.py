@@ -29,7 +29,7 @@ def tilt_ranges():
 def aligned(tiny_jimnet, volumes, described, tilt_ranges):
     references = volumes[:NUM_REFERENCES]
     return align_to_all(
-        tiny_jimnet, references, volumes, described.maps, tilt_ranges, batch_size=NUM, **OPTIONS
+        tiny_jimnet, references, volumes, described.codes, tilt_ranges, batch_size=NUM, **OPTIONS
     )
 
 
@@ -53,7 +53,7 @@ def test_alignments_do_not_depend_on_the_batch_size(
 ):
     references = volumes[:NUM_REFERENCES]
     found = align_to_all(
-        tiny_jimnet, references, volumes, described.maps, tilt_ranges, batch_size=3, **OPTIONS
+        tiny_jimnet, references, volumes, described.codes, tilt_ranges, batch_size=3, **OPTIONS
     )
     _assert_close(found, aligned)
 
@@ -76,7 +76,7 @@ def test_more_proposals_never_correlate_less(tiny_jimnet, volumes, described, ti
         tiny_jimnet,
         volumes[:NUM_REFERENCES],
         volumes,
-        described.maps,
+        described.codes,
         tilt_ranges,
         batch_size=NUM,
         num_proposals=1,
@@ -86,12 +86,39 @@ def test_more_proposals_never_correlate_less(tiny_jimnet, volumes, described, ti
     assert np.all(aligned.correlations >= single.correlations - 1e-5)
 
 
-def test_refined_poses_do_not_depend_on_the_batch_size(tiny_jimnet, volumes, aligned):
+@pytest.fixture(scope="module")
+def refined(tiny_jimnet, volumes, tilt_ranges, aligned):
     labels, found = aligned.best()
-    whole, parts = (
-        refine(tiny_jimnet, volumes[labels], volumes, found, batch_size=size) for size in (NUM, 3)
-    )
-    _assert_close(parts, whole)
+
+    def run(num_steps, batch_size):
+        return refine(
+            tiny_jimnet,
+            volumes[labels],
+            volumes,
+            tilt_ranges,
+            found,
+            num_steps=num_steps,
+            batch_size=batch_size,
+            cutoff=OPTIONS["cutoff"],
+        )
+
+    return run
+
+
+def test_refined_poses_do_not_depend_on_the_batch_size(refined):
+    _assert_close(refined(2, 3), refined(2, NUM))
+
+
+def test_refined_poses_never_correlate_less(refined):
+    before, after = refined(0, NUM), refined(3, NUM)
+    assert np.all(after.correlations >= before.correlations)
+    assert np.any(after.correlations > before.correlations)
+
+
+def test_no_steps_of_refinement_leave_the_pose(refined, aligned):
+    _, found = aligned.best()
+    np.testing.assert_array_equal(refined(0, NUM).rotations, found.rotations)
+    np.testing.assert_array_equal(refined(0, NUM).shifts, found.shifts)
 
 
 def test_best_is_the_maximum_with_its_pose():

@@ -12,10 +12,10 @@ from jimjax.data.phantom import phantom, render
 from jimjax.models import functional, jimnet
 from jimjax.models.blocks import ExtractorConfig
 from jimjax.models.jimnet import JimNet, JimNetConfig
-from jimjax.models.matching import LocalProcrustes, grid_points
+from jimjax.models.matching import LocalNewton, grid_points
 from jimjax.models.steerable import GlobalHarmonic
 from jimjax.ops import harmonics, resample, rotation
-from jimjax.ops.rotation import Pose
+from jimjax.ops.rotation import Pose, compose, identity
 
 BOX = 9
 STAGE = ExtractorConfig(
@@ -74,7 +74,7 @@ def test_paper_preset(outline):
 def test_small_preset(box, outline):
     build = functools.partial(JimNet, jimnet.small(box, 3))
     found = outline(build, *[(2, box, box, box)] * 2)
-    assert found.num_parameters == 40_191
+    assert found.num_parameters == 40_175
     assert found.shapes.fine == ((2, 3, 3), (2, 3))
     assert found.shapes.features == (2, 128)
     assert found.shapes.logits == (2, 3)
@@ -151,7 +151,7 @@ def test_target_features_are_its_cluster_features():
 class _Moments(GlobalHarmonic):
     def expand(self, features, box, *, train):
         del train
-        return self.moments(features, box)
+        return self.prepare(features, box)
 
 
 @pytest.mark.parametrize("turn", QUARTER_TURNS, ids=["x", "y", "z"])
@@ -183,16 +183,45 @@ def test_harmonic_stage_finds_rotations_of_a_density_untrained(key):
     assert np.max(errors) < 20  # half of what degree 4 resolves
 
 
-def test_local_matches_follow_a_shift_by_one_feature_voxel(key):
-    maps = jax.random.normal(key, (1, 7, 7, 7, 64))
-    moved = jnp.roll(maps, (1, 0, -1), axis=(1, 2, 3))  # z, y, x
-    network = functional.create(lambda rngs: LocalProcrustes(64, radius=1, rngs=rngs), key)
-    run = jax.jit(lambda a, b: functional.apply(network, a, b, 14, train=False)[0])
-    x, y, z = run(maps, moved).shift[0]  # a feature voxel is two particle voxels
-    # Falls short: voxels that left the map match nothing, and count as unmoved.
-    assert -2 <= x <= -1
-    assert abs(y) < 0.3
-    assert 1 <= z <= 2
+def _newton_steps(source, targets, num_steps):
+    """Error of the pose, degrees and voxels, before and after each step of the fine stage."""
+    volumes, poses = targets
+    box = source.shape[-1]
+    network = functional.create(lambda rngs: LocalNewton(radius=1), jax.random.key(0))
+
+    @jax.jit
+    def improve(found):
+        moved = jax.vmap(resample.transform, (None, 0))(source, found)
+        maps = moved[..., None], volumes[..., None]
+        residual = functional.apply(network, *maps, box, train=False)[0]
+        return jax.vmap(compose)(residual, found)
+
+    errors, found = [], jax.vmap(lambda _: identity())(poses.shift)
+    for _ in range(num_steps + 1):
+        angles = jax.vmap(rotation.geodesic_angle)(found.rotation, poses.rotation)
+        shifts = np.linalg.norm(found.shift - poses.shift, axis=1)
+        errors.append((np.rad2deg(np.median(angles)), np.median(shifts)))
+        found = improve(found)
+    return errors
+
+
+@pytest.mark.parametrize("snr", [np.inf, 0.3])
+def test_newton_step_closes_in_on_a_small_motion_untrained(snr, key):
+    shape = (24, 24, 24)
+    molecule, keys = phantom(0, shape), jax.random.split(key, 8)
+    poses = Pose(
+        jax.vmap(lambda k: rotation.random_rotation_near(k, np.deg2rad(20)))(keys),
+        jax.random.uniform(key, (8, 3), minval=-1.5, maxval=1.5),
+    )
+    source = render(molecule, shape)
+    targets = jax.vmap(lambda pose: render(molecule, shape, pose))(poses)
+    noise = jax.random.normal(key, targets.shape) * jnp.std(source) / jnp.sqrt(snr)
+    before, first, *_, last = _newton_steps(source, (targets + noise, poses), 4)
+    assert first[0] < 0.5 * before[0]
+    assert first[1] < 0.5 * before[1]
+    # Noise leaves a floor.
+    assert last[0] < (1.0 if np.isinf(snr) else 5.0)
+    assert last[1] < (0.05 if np.isinf(snr) else 0.3)
 
 
 def test_feature_voxels_cover_the_box_from_face_to_face():

@@ -14,8 +14,8 @@ from jimjax.train import em
 BOX = 9
 CONFIG = RunConfig(
     network=NetworkSection(num_classes=3),
-    cluster=ClusterSection(method="features", num_components=4),
-    predict=PredictSection(batch_size=5, num_proposals=2),
+    cluster=ClusterSection(method="features", num_components=4, num_proposals=2),
+    predict=PredictSection(batch_size=5),
 )
 
 

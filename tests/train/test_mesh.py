@@ -83,9 +83,8 @@ def test_training_on_four_devices_is_training_on_one():
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
     }
-    done = subprocess.run(
-        [sys.executable, "-c", STEPS_OF_BOTH_STAGES], env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", STEPS_OF_BOTH_STAGES]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     difference = json.loads(done.stdout)
     # Each stage's second step as well, which stands on the first one's parameters.

@@ -28,7 +28,7 @@ CONFIG = RunConfig(
     network=NetworkSection(num_classes=2),
     pretrain=PretrainSection(steps=4, batch_size=4),
     joint=JointSection(epochs=1, batch_size=6),
-    cluster=ClusterSection(surplus=1.0, rounds=1),
+    cluster=ClusterSection(surplus=1.0, rounds=1, num_proposals=1),
     predict=PredictSection(batch_size=12, num_proposals=1),
 )
 
