@@ -24,7 +24,9 @@ from jimjax.ops import fourier
 from jimjax.ops.rotation import Pose
 from jimjax.train.run import train_run
 
-BANDS = (60.0, 80.0, 100.0)  # angstrom; low-passes at which the average is compared
+LARGEST = 250.0  # angstrom; longer waves show a blob, turned or not
+BANDS = (40.0, 60.0, 80.0)  # angstrom; low-passes at which the average is compared
+PARTICLE_RADIUS = 144.0  # angstrom; nothing outside is compared
 
 
 def main() -> None:
@@ -40,17 +42,15 @@ def main() -> None:
     particles = load(options.out / "particles.star")
     reference = mrc.read_volume(options.out / "reference.mrc").data
 
-    averaged = average_class(
-        truth.volumes,
-        truth.tilt_ranges,
-        Pose(truth.rotations, truth.shifts),
-        truth.halves,
-        voxel_size=truth.voxel_size,
-    )
+    shuffled = np.random.default_rng(0).permutation(len(truth))
+    poses = {
+        "recorded": truth.rotations,
+        "shuffled": truth.rotations[shuffled],
+        "none": np.tile(np.eye(3, dtype=np.float32), (len(truth), 1, 1)),
+    }
     result = {
         "average_correlation": {
-            f"{band:g} A": band_correlation(averaged.volume, reference, truth.voxel_size / band)
-            for band in BANDS
+            name: compare_average(rotations, truth, reference) for name, rotations in poses.items()
         }
     }
     config = RunConfig()
@@ -66,10 +66,27 @@ def main() -> None:
     print(json.dumps(result, indent=2))
 
 
-def band_correlation(a: np.ndarray, b: np.ndarray, cutoff: float) -> float:
-    """Pearson correlation of two volumes below a frequency, cycles per voxel."""
-    first, second = (np.asarray(fourier.bandpass(v, high=cutoff)).ravel() for v in (a, b))
-    return round(float(np.corrcoef(first, second)[0, 1]), 3)
+def compare_average(rotations, truth, reference: np.ndarray) -> dict[str, float]:
+    """Correlation of the average at given rotations with the reference, in bands."""
+    averaged = average_class(
+        truth.volumes,
+        truth.tilt_ranges,
+        Pose(rotations, truth.shifts),
+        truth.halves,
+        voxel_size=truth.voxel_size,
+    )
+    grid = np.indices(reference.shape) - reference.shape[0] // 2
+    inside = np.linalg.norm(grid, axis=0) * truth.voxel_size < PARTICLE_RADIUS
+    scores = {}
+    for shortest in BANDS:
+        low, high = truth.voxel_size / LARGEST, truth.voxel_size / shortest
+        pair = [
+            np.asarray(fourier.bandpass(volume, low=low, high=high))[inside]
+            for volume in (averaged.volume, reference)
+        ]
+        name = f"{LARGEST:g} to {shortest:g} A"
+        scores[name] = round(float(np.corrcoef(*pair)[0, 1]), 3)
+    return scores
 
 
 def align_and_score(run, reference, particles, truth, num_proposals: int) -> dict[str, float]:

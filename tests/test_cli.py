@@ -384,6 +384,24 @@ def test_random_poses_score_as_chance(tmp_path, jimjax):
     assert abs(scores["rotation_error_mean"] - 2.40) < 0.05  # mean over SO(3) is 2.401
 
 
+def test_scores_per_class_see_the_class_whose_poses_are_wrong(structures, tmp_path, jimjax):
+    assert jimjax(*simulate_arguments(structures, tmp_path / "sim"))[0] == 0
+    truth = tmp_path / "sim" / "particles.star"
+    table = read_particles(truth)
+    rot = table.floats("rlnAngleRot")
+    is_second = table.floats("rlnClassNumber") == 2
+    rot[is_second] += np.linspace(0, 300, is_second.sum())
+    table.with_columns({"rlnAngleRot": rot}).write(truth.with_name("turned.star"))
+    command = ("evaluate", truth.with_name("turned.star"), "--truth", truth, "--per-class")
+    scores = json.loads(jimjax(*command, "--json")[1])["per_class"]
+    assert list(scores) == ["1", "2"]
+    assert scores["1"]["rotation_error_mean"] < 1e-3 < 1 < scores["2"]["rotation_error_mean"]
+    assert scores["1"]["share_together"] == 1.0
+    assert scores["1"]["num_pairs"] == 15  # six particles
+    _, text, _ = jimjax(*command)
+    assert "class 2" in text
+
+
 @pytest.mark.parametrize(
     ("rows", "words"), [([0, *range(NUM)], "are both"), (range(NUM - 2), "2 particles are not in")]
 )
@@ -471,6 +489,14 @@ def test_doctor_reports_what_the_file_holds(truth, jimjax):
     assert not any(status == "FAILED" for status, _ in lines)
     for words in ("12 in", "8 voxels", "10 A", "-60 to -60", "contrast"):
         assert words in out
+
+
+def test_doctor_writes_what_it_prints(truth, jimjax):
+    out = truth.with_name("doctor.json")
+    _, printed, _ = jimjax("doctor", "--data", truth, "--out", out)
+    findings = json.loads(out.read_text())["findings"]
+    lines = [f"{each['status']:<8} {each['subject']:<14} {each['text']}" for each in findings]
+    assert printed.splitlines() == lines
 
 
 def test_doctor_warns_of_headers_with_another_voxel_size(truth, jimjax):

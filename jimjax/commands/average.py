@@ -11,11 +11,12 @@ class Average:
     """Average the particles of each class in their poses.
 
     Writes OUT/class_001.mrc, its half maps and its FSC curve for each class, and
-    OUT/summary.json. The half sets are rlnRandomSubset. Nothing is random.
+    OUT/summary.json. The half sets are rlnRandomSubset.
 
     Attributes:
         classes: STAR file with class and pose of each particle, from jimjax predict.
         out: folder to write.
+        seed: deals the half sets, where the STAR file has no rlnRandomSubset.
         order: of the interpolation: 1 (linear) or 3 (cubic spline).
         tilt_min: lowest tilt of all particles, degrees; from the STAR file if not given.
         tilt_max: highest tilt of all particles, degrees; from the STAR file if not given.
@@ -24,6 +25,7 @@ class Average:
 
     classes: tyro.conf.Positional[Path]
     out: Path
+    seed: int = 0
     order: int = 3
     tilt_min: float | None = None
     tilt_max: float | None = None
@@ -40,7 +42,11 @@ class Average:
         files.check_output_folder(self.out)
         tilt_range = files.tilt_range(self.tilt_min, self.tilt_max)
         particles = load(
-            self.classes, tilt_range=tilt_range, voxel_size=self.voxel_size, with_poses=True
+            self.classes,
+            tilt_range=tilt_range,
+            voxel_size=self.voxel_size,
+            with_poses=True,
+            seed=self.seed,
         )
         if particles.labels is None:
             raise InputError(f"{self.classes}: has no rlnClassNumber; run jimjax predict first")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from jimjax.commands.stop import Stop
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from jimjax.data.subtomograms import Subtomograms
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "gemmi")
@@ -31,27 +33,37 @@ class Finding(NamedTuple):
 class Doctor:
     """Check versions, devices, folders and, if given, a particle STAR file.
 
-    Ends with exit code 1 if something failed. Nothing is random and no file is written, except
-    the cache of compiled programs.
+    Ends with exit code 1 if something failed.
 
     Attributes:
         data: particle STAR file to check.
+        out: also write the findings to this JSON file.
+        seed: draws the particles and files looked at, where there are more than 100.
         tilt_min: lowest tilt of all particles, degrees; from the STAR file if not given.
         tilt_max: highest tilt of all particles, degrees; from the STAR file if not given.
         voxel_size: angstrom; from the STAR file or the headers if not given.
     """
 
     data: Path | None = None
+    out: Path | None = None
+    seed: int = 0
     tilt_min: float | None = None
     tilt_max: float | None = None
     voxel_size: float | None = None
 
     def run(self) -> None:
         """Prints the findings one by one."""
-        num_failed = 0
+        from jimjax.commands import files
+
+        if self.out is not None:
+            files.check_output_file(self.out, [] if self.data is None else [self.data])
+        findings = []
         for finding in self._findings():
             print(f"{finding.status:<8} {finding.subject:<14} {finding.text}", flush=True)
-            num_failed += finding.status == "FAILED"
+            findings.append(finding)
+        if self.out is not None:
+            files.write_json(self.out, {"findings": [each._asdict() for each in findings]})
+        num_failed = sum(finding.status == "FAILED" for finding in findings)
         if num_failed:
             raise Stop(f"{num_failed} checks failed", 1)
 
@@ -74,8 +86,8 @@ class Doctor:
         low, high = particles.tilt_ranges.T
         text = f"lowest {low.min():g} to {low.max():g}, highest {high.min():g} to {high.max():g}"
         yield Finding("ok", "tilt range", f"{text} degrees")
-        yield Finding("note", "contrast", _contrast(particles))
-        yield _headers(particles)
+        yield Finding("note", "contrast", _contrast(particles, self.seed))
+        yield _headers(particles, self.seed)
 
 
 def _versions() -> Iterator[Finding]:
@@ -125,11 +137,11 @@ def _folders() -> Iterator[Finding]:
     yield Finding("ok" if is_writable else "warning", "folder", text)
 
 
-def _contrast(particles: "Subtomograms") -> str:
+def _contrast(particles: "Subtomograms", seed: int) -> str:
     """Compares the centre of the box, where the particle is, with a shell around it."""
     import numpy as np
 
-    volumes = particles.volumes[:MAX_EXAMPLES]
+    volumes = particles.volumes[_examples(len(particles), seed)]
     size = volumes.shape[-1]
     z, y, x = np.indices(volumes.shape[1:]) - size // 2
     radius = np.sqrt(x**2 + y**2 + z**2) / size
@@ -144,20 +156,29 @@ def _contrast(particles: "Subtomograms") -> str:
     return f"probably {word} protein ({described}); the configuration's data.contrast should agree"
 
 
-def _headers(particles: "Subtomograms") -> Finding:
+def _examples(num: int, seed: int) -> "np.ndarray":
+    """Rows to look at: all, or some drawn."""
+    import numpy as np
+
+    chosen = np.random.default_rng(seed).permutation(num)[:MAX_EXAMPLES]
+    return np.sort(chosen)
+
+
+def _headers(particles: "Subtomograms", seed: int) -> Finding:
     """Compares the voxel size of the image headers with the one in use."""
     from jimjax.data.columns import VOXEL_SIZE_TOLERANCE
     from jimjax.io.mrc import parse_image_name, read_voxel_size
 
     paths = list(dict.fromkeys(parse_image_name(name).path for name in particles.names))
     differing, unknown = [], 0
-    for path in paths[:MAX_EXAMPLES]:
+    chosen = _examples(len(paths), seed)
+    for path in (paths[index] for index in chosen):
         size = read_voxel_size(path)
         if size is None:
             unknown += 1
         elif abs(size / particles.voxel_size - 1) > VOXEL_SIZE_TOLERANCE:
             differing.append(f"{path} {size:g} A")
-    num = min(len(paths), MAX_EXAMPLES)
+    num = len(chosen)
     if differing:
         text = f"{len(differing)} of {num} differ from {particles.voxel_size:g} A: {differing[0]}"
         return Finding("warning", "headers", f"{text}; the STAR file's (or --voxel-size) is used")

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
@@ -27,6 +27,7 @@ class Evaluate:
         classes: STAR file with predicted classes and poses.
         truth: STAR file with the true ones.
         json: print one JSON object on stdout and nothing else.
+        per_class: add the scores of each true class, as "per_class" by its number in TRUTH.
         out: also write the JSON object to this file.
         seed: of the pairs drawn when there are more than 200,000.
         voxel_size: angstrom, for both; from the STAR files or the headers if not given.
@@ -35,6 +36,7 @@ class Evaluate:
     classes: tyro.conf.Positional[Path]
     truth: Path
     json: tyro.conf.FlagCreatePairsOff[bool] = False
+    per_class: tyro.conf.FlagCreatePairsOff[bool] = False
     out: Path | None = None
     seed: int = 0
     voxel_size: float | None = None
@@ -45,14 +47,25 @@ class Evaluate:
 
         if self.out is not None:
             files.check_output_file(self.out, [self.classes, self.truth])
-        scores = score_files(self.classes, self.truth, seed=self.seed, voxel_size=self.voxel_size)
+        predicted, true = read_matched(self.classes, self.truth, voxel_size=self.voxel_size)
+        scores: dict[str, Any] = score(predicted, true, seed=self.seed)
+        if self.per_class:
+            scores["per_class"] = score_per_class(predicted, true, seed=self.seed)
         if self.out is not None:
             files.write_json(self.out, scores)
         if self.json:
             print(json.dumps(scores, allow_nan=False))
             return
-        for name, value in scores.items():
-            print(f"{name:<32} {value:.4f}" if value % 1 else f"{name:<32} {value:.0f}")
+        each = scores.pop("per_class", {})
+        _print_scores(scores)
+        for number, of_class in each.items():
+            print(f"\nclass {number}")
+            _print_scores(of_class)
+
+
+def _print_scores(scores: dict[str, float]) -> None:
+    for name, value in scores.items():
+        print(f"{name:<32} {value:.4f}" if value % 1 else f"{name:<32} {value:.0f}")
 
 
 def score_files(
@@ -72,9 +85,13 @@ def score_files(
     Raises:
         InputError: if particles do not match one to one, or columns are missing.
     """
+    return score(*read_matched(classes, truth, voxel_size=voxel_size), seed=seed)
+
+
+def score(predicted: "Annotations", true: "Annotations", *, seed: int = 0) -> dict[str, float]:
+    """Scores predictions against the truth in the same order."""
     from jimjax.evaluate import evaluate
 
-    predicted, true = read_matched(classes, truth, voxel_size=voxel_size)
     return evaluate(
         predicted.labels,
         predicted.rotations,
@@ -84,6 +101,36 @@ def score_files(
         true.shifts,
         seed=seed,
     )
+
+
+def score_per_class(
+    predicted: "Annotations", true: "Annotations", *, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Scores poses within each true class.
+
+    Args:
+        predicted: with poses.
+        true: in the same order.
+        seed: of the pairs, if they are too many.
+
+    Returns:
+        By class number, from 1: pose scores, and the share of its particles that lie in its most
+        frequent predicted class. Classes of a single particle are left out.
+    """
+    import numpy as np
+
+    from jimjax.evaluate import relative_pose_errors, score_poses
+
+    scores = {}
+    for label in np.unique(true.labels):
+        rows = np.flatnonzero(true.labels == label)
+        if rows.size > 1:
+            poses = predicted.rotations[rows], predicted.shifts[rows]
+            truth = true.labels[rows], true.rotations[rows], true.shifts[rows]
+            errors = relative_pose_errors(*poses, *truth, seed=seed)
+            together = np.bincount(predicted.labels[rows]).max() / rows.size
+            scores[str(label + 1)] = {"share_together": float(together), **score_poses(errors)}
+    return scores
 
 
 def read_matched(

@@ -21,12 +21,13 @@ class Predict:
     Writes a copy of the STAR file, with every column and block, in which class (rlnClassNumber),
     angles (rlnAngle*, degrees) and origins (rlnOrigin*Angst, angstrom) are the network's, and
     columns jimCorrelation and jimClassProbability are added. The features go to a file beside it,
-    classes.features.npz for classes.star. Nothing is random.
+    classes.features.npz for classes.star.
 
     Attributes:
         run_folder: folder that jimjax train made.
         data: particle STAR file.
         out: STAR file to write.
+        seed: deals the half sets, where the STAR file has no rlnRandomSubset.
         tilt_min: lowest tilt of all particles, degrees; from the STAR file if not given.
         tilt_max: highest tilt of all particles, degrees; from the STAR file if not given.
         voxel_size: angstrom; from the STAR file or the headers if not given.
@@ -35,6 +36,7 @@ class Predict:
     run_folder: Annotated[Path, tyro.conf.arg(name="run")]
     data: Path
     out: Path
+    seed: int = 0
     tilt_min: float | None = None
     tilt_max: float | None = None
     voxel_size: float | None = None
@@ -49,7 +51,9 @@ class Predict:
         files.check_output_file(self.out, [self.data])
         files.check_output_file(features_path(self.out), [self.data])
         tilt_range = files.tilt_range(self.tilt_min, self.tilt_max)
-        particles = load(self.data, tilt_range=tilt_range, voxel_size=self.voxel_size)
+        particles = load(
+            self.data, tilt_range=tilt_range, voxel_size=self.voxel_size, seed=self.seed
+        )
 
         from jimjax.train.run import load_run, predict
 
@@ -95,6 +99,8 @@ def write_prediction(
 def _columns(
     prediction: "Prediction", particles: "Subtomograms", table: "ParticleTable"
 ) -> dict[str, object]:
+    import numpy as np
+
     from jimjax.data import columns as names
     from jimjax.io.convert import relion_from_rotation, relion_from_shift
 
@@ -106,7 +112,9 @@ def _columns(
         columns |= dict(zip(names.OLD_ORIGINS, -prediction.shifts.T, strict=True))
     columns[names.CLASS] = prediction.labels + 1
     columns["jimCorrelation"] = prediction.correlations
-    columns["jimClassProbability"] = prediction.probabilities.max(axis=1)
+    columns["jimClassProbability"] = prediction.probabilities[
+        np.arange(len(prediction.labels)), prediction.labels
+    ]
     if names.HALF not in table.columns:
         columns[names.HALF] = particles.halves
     # As used here, so that averages of the new file use the same.

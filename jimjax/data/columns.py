@@ -104,14 +104,20 @@ def tilt_ranges_of(table: star.ParticleTable, tilt_range: tuple[float, float] | 
     return np.stack([low, high], axis=1).astype(np.float32)
 
 
-def halves_of(table: star.ParticleTable) -> np.ndarray:
+def halves_of(table: star.ParticleTable, *, seed: int = 0) -> np.ndarray:
     """Reads the half set (1 or 2) of each particle, or deals it by a hash of the image name.
+
+    Args:
+        table: particles.
+        seed: another than 0 is hashed with the names.
 
     Raises:
         InputError: if a value is neither 1 nor 2.
     """
     if HALF not in table.columns:
-        digests = [hashlib.sha256(name.encode()).digest() for name in table.strings("rlnImageName")]
+        salt = f"{seed} " if seed else ""
+        names = table.strings("rlnImageName")
+        digests = [hashlib.sha256(f"{salt}{name}".encode()).digest() for name in names]
         return np.array([1 + digest[0] % 2 for digest in digests], np.int32)
     halves = table.ints(HALF)
     is_valid = (halves == 1) | (halves == 2)

@@ -81,6 +81,7 @@ def load(
     tilt_range: tuple[float, float] | None = None,
     voxel_size: float | None = None,
     with_poses: bool = False,
+    seed: int = 0,
 ) -> Subtomograms:
     """Reads the particles that a STAR file lists.
 
@@ -92,6 +93,7 @@ def load(
         voxel_size: angstrom; from rlnImagePixelSize, or else the images' headers, if None.
         with_poses: also read angles, origins and rlnClassNumber. The angles are those of the
             volume as it lies in the file: rlnTomoSubtomogramRot and its like are not applied.
+        seed: deals the half sets if there is no rlnRandomSubset.
 
     Raises:
         InputError: if anything does not fit; the first mistake found, as one sentence.
@@ -100,7 +102,7 @@ def load(
     references = table.image_references()
     names = tuple(particle_name(reference) for reference in references)
     tilt_ranges = tilt_ranges_of(table, tilt_range)
-    halves = halves_of(table)
+    halves = halves_of(table, seed=seed)
     star_voxel_size = voxel_size_of(table) if voxel_size is None else voxel_size
     if star_voxel_size is not None and not (np.isfinite(star_voxel_size) and star_voxel_size > 0):
         raise InputError(f"{table.name}: voxel size must be positive, got {star_voxel_size} A")

@@ -1,7 +1,7 @@
 """Building blocks shared by the networks: convolution, dilated stack, extractor."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +54,14 @@ class ExtractorConfig:
             )
         if any(keep > size for keep, size in zip(self.keeps, self.sizes, strict=True)):
             raise ValueError(f"keeps {self.keeps} must not exceed sizes {self.sizes}")
-        if self.closing_padding not in PADDINGS:
-            raise ValueError(f"closing_padding must be one of {PADDINGS}")
+        choices = {
+            "closing_padding": ([self.closing_padding], PADDINGS),
+            "kernel": ([self.kernel], get_args(Kernel)),
+            "pools": (self.pools, get_args(Pool)),
+        }
+        for name, (values, known) in choices.items():
+            if unknown := [value for value in values if value not in known]:
+                raise ValueError(f"{name} must be among {known}, got {unknown[0]!r}")
 
     @property
     def out_size(self) -> int:

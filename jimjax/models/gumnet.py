@@ -13,11 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jimjax.models.blocks import Conv, batch_norm, pool_to
+from jimjax.models.matching import TOWER_DEPTH, VALID_LOSS, CorrelationTower
 from jimjax.ops import matching
 from jimjax.ops.rotation import Pose, from_zyz
 
-VALID_LOSS = 2  # voxels a valid 3^3 convolution takes off each side length
-TOWER_DEPTH = 2  # convolutions over a correlation
 INITIAL_BIAS = 0.5  # half width of the last layer's: the first poses are within 0.38 .. 0.62
 
 
@@ -89,7 +88,12 @@ class GumNet(nnx.Module):
     def __init__(self, config: GumNetConfig, rngs: nnx.Rngs):
         self.config = config
         self.extractor = _Extractor(config, rngs)
-        self.towers = nnx.List([_Tower(config, rngs) for _ in range(2)])
+        self.towers = nnx.List(
+            [
+                CorrelationTower(config.feature_size, config.tower_width, config.momentum, rngs)
+                for _ in range(2)
+            ]
+        )
         flat = 2 * config.tower_width * config.tower_size**3
         glorot = nnx.initializers.glorot_uniform()
         # No activation between them: that is how Gum-Net was published.
@@ -194,24 +198,6 @@ def _normalize(norms: nnx.List, maps: jax.Array, train: bool) -> jax.Array:
     return jnp.concatenate(
         [norm(part, use_running_average=not train) for norm, part in zip(norms, parts, strict=True)]
     )
-
-
-class _Tower(nnx.Module):
-    """Two valid convolutions over a global correlation, flattened."""
-
-    def __init__(self, config: GumNetConfig, rngs: nnx.Rngs):
-        width = config.tower_width
-        self.convs, self.norms = nnx.List([]), nnx.List([])
-        for before in (config.feature_size**3, width):
-            self.convs.append(Conv(before, width, padding="valid", rngs=rngs))
-            self.norms.append(batch_norm(width, config.momentum, rngs))
-
-    def __call__(self, correlation: jax.Array, *, train: bool) -> jax.Array:
-        hidden = matching.l2_normalize(correlation)
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            # The extractor has it the other way round: ReLU, then batch norm.
-            hidden = nnx.relu(norm(conv(hidden), use_running_average=not train))
-        return hidden.reshape(len(hidden), -1)
 
 
 def _uniform_bias(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:

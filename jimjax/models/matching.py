@@ -1,5 +1,7 @@
 """Regressors: from the correlation of two feature maps to the pose between them."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,8 @@ from jimjax.models.blocks import Conv, batch_norm
 from jimjax.ops import matching, rotation
 from jimjax.ops.rotation import Pose
 
-TOWER_KERNEL = 3
+VALID_LOSS = 2  # voxels a valid 3^3 convolution takes off each side length
+TOWER_DEPTH = 2  # convolutions over a correlation
 FINE_ANGLE = np.pi / 6  # rad; range of the fine stages
 FINE_SHIFT = 0.2  # of half a box; range of the fine stages
 WINDOW_START, WINDOW_END = 0.38, 0.5  # of the box: radii between which features fade out
@@ -28,8 +31,8 @@ class GlobalDense(nnx.Module):
     """
 
     def __init__(self, size: int, width: int, momentum: float, *, rngs: nnx.Rngs):
-        self.towers = nnx.List([_Tower(size, width, momentum, rngs) for _ in range(2)])
-        flat = 2 * width * (size - 2 * (TOWER_KERNEL - 1)) ** 3
+        self.towers = nnx.List([CorrelationTower(size, width, momentum, rngs) for _ in range(2)])
+        flat = 2 * width * (size - TOWER_DEPTH * VALID_LOSS) ** 3
         self.hidden = nnx.Linear(flat, 2 * width, rngs=rngs)
         self.out = nnx.Linear(2 * width, 9, rngs=rngs)
 
@@ -57,19 +60,21 @@ class GlobalDense(nnx.Module):
         return Pose(rotations, jnp.tanh(out[:, 6:]) * (box / 2)), None
 
 
-class _Tower(nnx.Module):
-    """Two valid convolutions over a global correlation, flattened."""
+class CorrelationTower(nnx.Module):
+    """Two valid convolutions over a global correlation, each with batch norm and ReLU; flattened.
+
+    Gum-Net's order: its extractor has ReLU before batch norm, this has it after.
+    """
 
     def __init__(self, size: int, width: int, momentum: float, rngs: nnx.Rngs):
+        widths = (size**3, *[width] * TOWER_DEPTH)
         self.convs = nnx.List(
-            [
-                Conv(size**3, width, padding="valid", rngs=rngs),
-                Conv(width, width, padding="valid", rngs=rngs),
-            ]
+            [Conv(*pair, padding="valid", rngs=rngs) for pair in itertools.pairwise(widths)]
         )
-        self.norms = nnx.List([batch_norm(width, momentum, rngs) for _ in range(2)])
+        self.norms = nnx.List([batch_norm(width, momentum, rngs) for _ in self.convs])
 
     def __call__(self, correlation: jax.Array, *, train: bool) -> jax.Array:
+        """Maps ``(batch, n, n, n, n^3)`` to ``(batch, features)``."""
         hidden = matching.l2_normalize(correlation)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             hidden = nnx.relu(norm(conv(hidden), use_running_average=not train))

@@ -176,6 +176,15 @@ def test_half_of_a_name_never_changes(write_star):
     assert load(write_star(volumes=random_volumes(8))).halves.tolist() == [1, 1, 2, 1, 2, 2, 1, 1]
 
 
+def test_seed_deals_other_halves_but_leaves_those_of_the_table(write_star):
+    path = write_star(volumes=random_volumes(40))
+    zero, one, again = (load(path, seed=seed).halves for seed in (0, 1, 1))
+    assert 10 < np.sum(zero != one) < 30
+    np.testing.assert_array_equal(one, again)
+    given = write_star({"rlnRandomSubset": [2, 1, 2]})
+    assert load(given, seed=1).halves.tolist() == [2, 1, 2]
+
+
 def test_origins_of_old_relion_are_in_voxels(write_star):
     angles = {f"rlnAngle{name}": [0.0] * 3 for name in ("Rot", "Tilt", "Psi")}
     origins = {"rlnOriginX": [1, 2, 3], "rlnOriginY": [0] * 3, "rlnOriginZ": [-4] * 3}

@@ -145,7 +145,9 @@ def test_radial_convolution_refuses_what_it_cannot_do(option, key):
     [
         ({"sizes": (9, 7)}, "one entry per dilated stack and one for the closing convolution"),
         ({"keeps": (9, 8, 5)}, r"keeps \(9, 8, 5\) must not exceed sizes \(9, 7, 5\)"),
-        ({"closing_padding": "full"}, "closing_padding must be one of"),
+        ({"closing_padding": "full"}, "closing_padding must be among .* got 'full'"),
+        ({"kernel": "radial"}, "kernel must be among .* got 'radial'"),
+        ({"pools": ("max", "min")}, "pools must be among .* got 'min'"),
     ],
 )
 def test_impossible_sizes_are_named(change, message):
