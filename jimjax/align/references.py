@@ -1,5 +1,6 @@
 """References: what the particles of each cluster look like, aligned and averaged."""
 
+import operator
 from typing import NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from jimjax.ops.correlation import standardize
 from jimjax.ops.rotation import Pose
 
 MIN_MEMBERS = 4  # particles below which a cluster has no average, only a first particle
+MIN_SHARE = 0.3  # of an equal share of particles, below which a surplus cluster is dropped
 
 
 class Assignment(NamedTuple):
@@ -51,6 +53,10 @@ class Particles(NamedTuple):
     volumes: np.ndarray
     tilt_ranges: np.ndarray
     description: Description
+
+    def select(self, rows: np.ndarray) -> "Particles":
+        """The particles of some rows."""
+        return jax.tree.map(operator.itemgetter(rows), self)
 
 
 def first_references(
@@ -135,30 +141,35 @@ def reassign(
 
 def merge(
     network: Network,
-    particles: Particles,
     assignment: Assignment,
     num_clusters: int,
     *,
     cutoff: float,
     config: PredictSection,
-) -> Assignment:
+) -> np.ndarray:
     """Joins the clusters whose references look most alike, once aligned.
+
+    Clusters with few particles are dropped first: their references are poor, look like nothing
+    else, and would count as classes of their own.
 
     Args:
         network: a Jim-Net.
-        particles: all of them.
         assignment: to more clusters than wanted.
         num_clusters: how many to leave.
         cutoff: low-pass of the correlation, cycles per voxel.
         config: batch size and proposals.
 
     Returns:
-        The assignment to ``num_clusters`` clusters; each keeps its largest member's reference.
+        ``(num_clusters, z, y, x)``: of each group the reference with the most particles.
     """
-    references = assignment.references
+    sizes = np.bincount(assignment.labels, minlength=len(assignment.references))
+    order = np.argsort(-sizes, kind="stable")
+    is_large = sizes[order] >= MIN_SHARE * sizes.mean()
+    chosen = order[: max(num_clusters, int(is_large.sum()))]
+    references, sizes = assignment.references[chosen], sizes[chosen]
     num = len(references)
     if num <= num_clusters:
-        return assignment
+        return references
     likeness = align_to_all(
         network,
         references,
@@ -173,13 +184,10 @@ def merge(
     np.fill_diagonal(distance, 0.0)
     tree = linkage(squareform(np.clip(distance, 0, None), checks=False), method="average")
     group = fcluster(tree, num_clusters, criterion="maxclust") - 1
-    sizes = np.bincount(assignment.labels, minlength=num)
     kept = [max(np.flatnonzero(group == g), key=lambda i: sizes[i]) for g in range(group.max() + 1)]
     # Ties can leave fewer groups than asked for: the largest clusters without one fill up.
     spare = [i for i in np.argsort(-sizes) if i not in kept]
-    kept += spare[: num_clusters - len(kept)]
-    labels = group[assignment.labels].astype(np.int32)
-    return Assignment(labels, references[kept], assignment.alignments)
+    return references[kept + spare[: num_clusters - len(kept)]]
 
 
 def _average(particles: Particles, found: Alignments, members: np.ndarray) -> np.ndarray:

@@ -16,7 +16,14 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from jimjax.align.inference import describe
-from jimjax.align.references import Assignment, Particles, first_references, merge, reassign
+from jimjax.align.references import (
+    MIN_MEMBERS,
+    Assignment,
+    Particles,
+    first_references,
+    merge,
+    reassign,
+)
 from jimjax.config import PredictSection, RunConfig
 from jimjax.evaluate.clustering import match_labels
 from jimjax.models.functional import Network
@@ -76,9 +83,11 @@ def recluster(
         new, correlation = Memory(labels, memory.references), {}
     else:
         if is_first:
-            assignment = _found_clusters(key, network, particles, config)
+            references = _found_references(key, network, particles, num_classes, config)
         else:
-            assignment = _reassign(network, particles, memory.references, config)
+            references = memory.references
+        assignment = _reassign(network, particles, references, config)
+        assignment = _revive(key, network, particles, assignment, config)
         new = Memory(assignment.labels, assignment.references)
         correlation = {"correlation": float(assignment.alignments.correlations.mean())}
     sizes = np.bincount(new.labels, minlength=num_classes)
@@ -139,10 +148,9 @@ def cluster_features(
     return np.asarray(jnp.argmax(posterior.log_responsibilities, axis=1), np.int32)
 
 
-def _found_clusters(
-    key: jax.Array, network: Network, particles: Particles, config: RunConfig
-) -> Assignment:
-    num_classes = config.network.num_classes
+def _found_references(
+    key: jax.Array, network: Network, particles: Particles, num_classes: int, config: RunConfig
+) -> np.ndarray:
     surplus = int(config.cluster.surplus * num_classes)
     num_first = max(num_classes, min(surplus, len(particles.volumes)))
     labels = cluster_features(key, particles.description.features, num_first, config)
@@ -150,15 +158,35 @@ def _found_clusters(
     for _ in range(max(1, config.cluster.rounds)):
         assignment = _reassign(network, particles, references, config)
         references = assignment.references
-    joined = merge(
-        network,
-        particles,
-        assignment,
-        num_classes,
-        cutoff=config.joint.cutoff,
-        config=_search(config),
-    )
-    return _reassign(network, particles, joined.references, config)
+    cutoff = config.joint.cutoff
+    return merge(network, assignment, num_classes, cutoff=cutoff, config=_search(config))
+
+
+def _revive(
+    key: jax.Array,
+    network: Network,
+    particles: Particles,
+    assignment: Assignment,
+    config: RunConfig,
+) -> Assignment:
+    """Splits the largest cluster in two for each cluster that lost its particles.
+
+    A cluster without particles means that another holds two kinds, or that there are fewer kinds
+    than clusters; then the halves are alike, and no harm is done.
+    """
+    sizes = np.bincount(assignment.labels, minlength=len(assignment.references))
+    dead = np.flatnonzero(sizes < MIN_MEMBERS)
+    references = assignment.references.copy()
+    for number, label in enumerate(dead):
+        largest = int(sizes.argmax())
+        if sizes[largest] < 2 * MIN_MEMBERS:
+            break
+        members = particles.select(np.flatnonzero(assignment.labels == largest))
+        number_key = jax.random.fold_in(key, number)
+        halves = _found_references(number_key, network, members, 2, config)
+        references[[largest, label]] = halves
+        sizes[[largest, label]] = 0  # not split again in this round
+    return assignment if len(dead) == 0 else _reassign(network, particles, references, config)
 
 
 def _reassign(

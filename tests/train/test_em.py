@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
-from jimjax.align.inference import Alignments, Description
+from jimjax.align.inference import Alignments, Description, describe
 from jimjax.align.references import Assignment, Particles, first_references, merge
 from jimjax.config import ClusterSection, NetworkSection, PredictSection, RunConfig
+from jimjax.data.subtomograms import normalize
 from jimjax.evaluate.clustering import clustering_accuracy
 from jimjax.train import em
 
@@ -101,35 +103,51 @@ def _assignment(references, labels):
 
 
 def _merged(network, references, labels, num_clusters):
-    return merge(
-        network,
-        None,
-        _assignment(references, labels),
-        num_clusters,
-        cutoff=0.25,
-        config=CONFIG.predict,
-    )
+    assignment = _assignment(references, labels)
+    return merge(network, assignment, num_clusters, cutoff=0.25, config=CONFIG.predict)
 
 
 def test_two_copies_of_a_reference_are_joined(tiny_jimnet, smooth_volumes):
     first, second = smooth_volumes(2, BOX)
     copy = first + 0.05 * second
-    joined = _merged(tiny_jimnet, np.stack([first, second, copy]), [0, 0, 1, 2, 2, 2], 2)
-    assert clustering_accuracy(joined.labels, np.array([0, 0, 1, 0, 0, 0])) == 1.0
+    left = _merged(tiny_jimnet, np.stack([first, second, copy]), [0, 0, 1, 1, 2, 2, 2], 2)
     # The larger of the two copies stands for both.
-    np.testing.assert_array_equal(joined.references[joined.labels[0]], copy)
-    np.testing.assert_array_equal(joined.references[joined.labels[2]], second)
+    assert sorted(map(np.sum, left)) == sorted(map(np.sum, (second, copy)))
+
+
+def test_cluster_of_few_particles_is_dropped_and_not_joined(tiny_jimnet, smooth_volumes):
+    first, second, third = smooth_volumes(3, BOX)
+    copy = first + 0.05 * second
+    labels = np.repeat([0, 1, 2, 3], [20, 20, 20, 2])
+    left = _merged(tiny_jimnet, np.stack([first, second, copy, third]), labels, 2)
+    assert sorted(map(np.sum, left)) == sorted(map(np.sum, (first, second)))
 
 
 def test_as_many_references_as_wanted_are_left_alone(tiny_jimnet, smooth_volumes):
     references = smooth_volumes(2, BOX)
-    joined = _merged(tiny_jimnet, references, [0, 1, 1], 2)
-    np.testing.assert_array_equal(joined.labels, [0, 1, 1])
-    np.testing.assert_array_equal(joined.references, references)
+    left = _merged(tiny_jimnet, references, [0, 0, 1], 2)
+    np.testing.assert_array_equal(left, references)
 
 
 def test_references_that_are_all_the_same_still_leave_as_many_as_wanted(
     tiny_jimnet, smooth_volumes
 ):
     references = np.repeat(smooth_volumes(1, BOX), 3, axis=0)
-    assert len(_merged(tiny_jimnet, references, [0, 1, 2], 2).references) == 2
+    assert len(_merged(tiny_jimnet, references, [0, 1, 2], 2)) == 2
+
+
+def test_cluster_without_particles_gets_half_of_the_largest(tiny_jimnet, smooth_volumes):
+    kinds = smooth_volumes(3, BOX)
+    truth = np.repeat([0, 1, 2], 10)
+    noise = np.random.default_rng(0).normal(size=(30, BOX, BOX, BOX))
+    volumes = normalize((kinds[truth] + 0.2 * noise).astype(np.float32))
+    particles = Particles(
+        volumes,
+        np.tile(np.float32([-60, 60]), (30, 1)),
+        describe(tiny_jimnet, volumes, batch_size=30),
+    )
+    mixed = _assignment(kinds[[0, 1, 0]], np.minimum(truth, 1))
+    cluster = dataclasses.replace(CONFIG.cluster, rounds=1)
+    config = dataclasses.replace(CONFIG, cluster=cluster)
+    revived = em._revive(jax.random.key(0), tiny_jimnet, particles, mixed, config)
+    assert clustering_accuracy(revived.labels, truth) == 1.0
