@@ -69,6 +69,7 @@ td.bars { width: min(420px, 40vw); padding-right: 0; }
 figure { margin: 0 0 12px; overflow-x: auto; }
 figure svg { display: block; width: 100%; height: auto;
   min-width: min(var(--width), 440px); max-width: calc(var(--width) * 1.25); }
+.charts figure svg { min-width: 0; }
 svg text { font-family: inherit !important; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr));
   gap: 16px 20px; }
