@@ -20,6 +20,8 @@ from jimjax.models.jimnet import JimNet, JimNetConfig
 def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What one test compiled, another with the same program need not compile again."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 """Pure, differentiable operations on one volume, pose or feature map; ``jax.vmap`` does many.
 
 Importing this imports jax and numpy only. Every name below is here and in its own module, except
-those of ``mixture``, which mean something only behind its name: ``mixture.fit``.
+those of ``kmeans``, ``mixture``, ``normal``, ``rows`` and ``warp2d``, which mean something only
+behind their module's name: ``mixture.fit``, ``warp2d.sample``.
 """
 
-from jimjax.ops import mixture
-from jimjax.ops.conv import conv3d
+from jimjax.ops import kmeans, mixture, normal, rows, warp2d
+from jimjax.ops.bilateral_filters import bilateral, gradient_bilateral
+from jimjax.ops.conv import conv3d, conv_transpose3d
 from jimjax.ops.correlation import (
     Peak,
     aligned_correlation,
@@ -15,6 +17,7 @@ from jimjax.ops.correlation import (
     pearson,
     standardize,
 )
+from jimjax.ops.filters import difference_of_gaussians, gaussian, in_slabs
 from jimjax.ops.fourier import (
     bandpass,
     bandpass_mask,
@@ -40,6 +43,13 @@ from jimjax.ops.matching import (
     local_correlation,
     transform_regulariser,
 )
+from jimjax.ops.matching2d import (
+    global_correlation_2d,
+    local_correlation_2d,
+    mutual_nearest,
+    soft_inlier_count,
+    soft_mutual_nearest,
+)
 from jimjax.ops.optics import ctf, electron_wavelength
 from jimjax.ops.procrustes import nearest_rotation, paired_procrustes
 from jimjax.ops.resample import (
@@ -47,7 +57,6 @@ from jimjax.ops.resample import (
     fourier_shift,
     rotate,
     shift,
-    spline_prefilter,
     transform,
 )
 from jimjax.ops.rotation import (
@@ -70,6 +79,12 @@ from jimjax.ops.rotation import (
     to_six_d,
     to_zyz,
 )
+from jimjax.ops.rotational_matching import (
+    fast_rotational_matching,
+    matching_grid,
+    rotational_correlation,
+)
+from jimjax.ops.search import Matches, measured_mask, pick_distinct, search_rotations
 from jimjax.ops.shells import (
     FSC_GOLD_STANDARD,
     Resolution,
@@ -77,6 +92,22 @@ from jimjax.ops.shells import (
     fsc_resolution,
     shell_average,
     shell_index,
+)
+from jimjax.ops.spectrum import (
+    CorrectedFsc,
+    corrected_fsc,
+    highpass,
+    highpass_mask,
+    phase_randomize,
+    swap_amplitude,
+)
+from jimjax.ops.spline import spline_prefilter
+from jimjax.ops.symmetry import (
+    point_group,
+    reduce_by_symmetry,
+    rotation_grid,
+    symmetric_angle,
+    symmetrize,
 )
 from jimjax.ops.wedge import apply_mask, dual_axis_mask, impute, wedge_mask
 
@@ -104,14 +135,20 @@ __all__ = [  # noqa: RUF022 a table of contents: by subject, then module
     "paired_procrustes",
     "rotation_matrices",
     "solid_harmonics",
-    # Moving volumes: resample
+    # Point groups: symmetry
+    "point_group",
+    "reduce_by_symmetry",
+    "rotation_grid",
+    "symmetric_angle",
+    "symmetrize",
+    # Moving volumes: resample, spline
     "affine",
     "fourier_shift",
     "rotate",
     "shift",
     "spline_prefilter",
     "transform",
-    # Fourier space: fourier, frequency, shells, optics
+    # Fourier space: fourier, frequency, spectrum, shells, optics
     "bandpass",
     "bandpass_mask",
     "fourier_resize",
@@ -125,6 +162,12 @@ __all__ = [  # noqa: RUF022 a table of contents: by subject, then module
     "half_shape",
     "hermitian_weights",
     "radial_frequency",
+    "CorrectedFsc",
+    "corrected_fsc",
+    "highpass",
+    "highpass_mask",
+    "phase_randomize",
+    "swap_amplitude",
     "FSC_GOLD_STANDARD",
     "Resolution",
     "fourier_shell_correlation",
@@ -133,6 +176,12 @@ __all__ = [  # noqa: RUF022 a table of contents: by subject, then module
     "shell_index",
     "ctf",
     "electron_wavelength",
+    # Real space: filters, bilateral_filters
+    "difference_of_gaussians",
+    "gaussian",
+    "in_slabs",
+    "bilateral",
+    "gradient_bilateral",
     # The missing wedge: wedge
     "apply_mask",
     "dual_axis_mask",
@@ -146,14 +195,32 @@ __all__ = [  # noqa: RUF022 a table of contents: by subject, then module
     "correlation_peak",
     "pearson",
     "standardize",
-    # Feature maps: matching, conv, isotropic
+    # Finding poses: search, rotational_matching
+    "Matches",
+    "measured_mask",
+    "pick_distinct",
+    "search_rotations",
+    "fast_rotational_matching",
+    "matching_grid",
+    "rotational_correlation",
+    # Feature maps: matching, matching2d, conv, isotropic
     "global_correlation",
     "l2_normalize",
     "local_correlation",
     "transform_regulariser",
+    "global_correlation_2d",
+    "local_correlation_2d",
+    "mutual_nearest",
+    "soft_inlier_count",
+    "soft_mutual_nearest",
     "conv3d",
+    "conv_transpose3d",
     "isotropic_conv3d",
     "isotropic_kernel",
-    # Clustering: a module
+    # Clustering and images: modules
+    "kmeans",
     "mixture",
+    "normal",
+    "rows",
+    "warp2d",
 ]

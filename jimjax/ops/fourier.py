@@ -100,8 +100,9 @@ def bandpass_mask(
         shape: ``(z, y, x)`` of the volume.
         low: cycles per voxel; 0 keeps the mean. May be traced.
         high: cycles per voxel. May be traced.
-        soft: width in cycles per voxel over which a raised cosine falls to 0 outside the band.
-        norm: "l2" for spheres, "max" for cubes (Chebyshev norm).
+        soft: width in cycles per voxel over which a raised cosine falls to 0 outside the band, on
+            both sides; measured in ``norm``, so that the edge of a cube is a cube as well.
+        norm: ``|k|``: "l2" for spheres, "max", the largest component, for cubes.
 
     Returns:
         ``(z, y, x // 2 + 1)`` in [0, 1].

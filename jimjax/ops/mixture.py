@@ -1,7 +1,8 @@
-"""Gaussian mixtures with full covariances: E-step, M-step and EM with restarts.
+"""Gaussian mixtures in log space: E-step, M-step and EM with restarts, on one device or many.
 
-Everything runs in log space through Cholesky factors, so that far points, empty components and
-flat covariances give numbers and not NaN.
+Far points, empty components and flat covariances give numbers and not NaN. Inside
+``jax.shard_map``, with ``axis_name``, the rows are those of one device; what the fit needs of
+all rows is added up over the axis, and every device gets the same mixture.
 """
 
 import functools
@@ -11,9 +12,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.linalg import solve_triangular
 
-EMPTY_COUNT = 1e-2  # a component holding less than this many rows is re-seeded
+from jimjax.ops import kmeans, normal, rows
+from jimjax.ops.normal import Covariance, Statistics
+
+EMPTY_COUNT = 1e-2  # a component holding less than this many rows of mean weight is re-seeded
 LLOYD_STEPS = 10  # k-means steps that settle the k-means++ seeds before EM
 
 
@@ -23,7 +26,8 @@ class Mixture(NamedTuple):
     Attributes:
         log_weights: ``(k,)``, natural logarithm; the weights sum to 1.
         means: ``(k, d)``.
-        covariances: ``(k, d, d)``, symmetric positive definite.
+        covariances: positive definite; the shape says which kind: full ``(k, d, d)``, tied
+            ``(1, d, d)``, one for all components, or diagonal ``(k, 1, d)``, variances alone.
     """
 
     log_weights: jax.Array
@@ -49,6 +53,8 @@ def e_step(x: jax.Array, mixture: Mixture, *, weights: jax.Array | None = None) 
         log p(x) = logsumexp_k (log w_k + log N(x; mu_k, S_k))
         log r_k  = log w_k + log N(x; mu_k, S_k) - log p(x)
 
+    Rows do not know of each other, so that split rows need no ``axis_name``.
+
     Args:
         x: ``(n, d)``.
         mixture: its parameters.
@@ -62,18 +68,8 @@ def e_step(x: jax.Array, mixture: Mixture, *, weights: jax.Array | None = None) 
     Raises:
         ValueError: if shapes disagree.
     """
-    _check_rows(x, mixture.means.shape[-1])
-
-    def log_density(component: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        log_weight, mean, covariance = component
-        factor = _safe_cholesky(covariance)
-        whitened = solve_triangular(factor, (x - mean).T, lower=True)
-        log_volume = jnp.sum(jnp.log(jnp.diagonal(factor)))
-        constant = log_weight - log_volume - 0.5 * x.shape[1] * math.log(2 * math.pi)
-        return constant - 0.5 * jnp.sum(whitened**2, axis=0)
-
-    # One component at a time: a batched solve holds (k, d, n) and is slower on CPU.
-    log_joint = lax.map(log_density, tuple(mixture)).T
+    log_densities = normal.log_densities(x, mixture.means, mixture.covariances)
+    log_joint = log_densities + mixture.log_weights
     log_likelihood = jax.nn.logsumexp(log_joint, axis=1)
     log_responsibilities = log_joint - log_likelihood[:, None]
     if weights is None:
@@ -86,95 +82,125 @@ def e_step(x: jax.Array, mixture: Mixture, *, weights: jax.Array | None = None) 
     )
 
 
-def m_step(x: jax.Array, responsibilities: jax.Array, *, regularization: float = 1e-5) -> Mixture:
+def m_step(
+    x: jax.Array,
+    responsibilities: jax.Array,
+    *,
+    covariance: Covariance = "full",
+    regularization: float = 1e-5,
+    axis_name: str | None = None,
+) -> Mixture:
     """Fits each component to the rows it is responsible for.
 
         n_k = sum r_nk,  mu_k = sum r_nk x_n / n_k,
         S_k = sum r_nk (x_n - mu_k)(x_n - mu_k)^T / n_k + regularization I
 
+    Diagonal covariances are the diagonals of S_k; the tied one is sum n_k S_k / sum n_k.
+
     Args:
         x: ``(n, d)``.
         responsibilities: ``(n, k)``, >= 0, not logarithms; rows sum to the rows' weights.
+        covariance: "full", "diagonal" or "tied".
+        regularization: added to each variance, in squared units of x; above 0.
+        axis_name: inside ``jax.shard_map``, the mesh axis that the rows are split over; None if
+            they are whole.
+
+    Returns:
+        ``Mixture``; a component without rows gets weight about 0, mean 0 and, unless tied, the
+        regulariser as its covariance.
+
+    Raises:
+        ValueError: if shapes disagree or the covariance is of no such kind.
+    """
+    measured = normal.statistics(x, responsibilities, covariance=covariance, axis_name=axis_name)
+    return from_statistics(measured, regularization=regularization)
+
+
+def from_statistics(statistics: Statistics, *, regularization: float = 1e-5) -> Mixture:
+    """Makes the mixture that ``m_step`` makes, from sums over rows alone.
+
+    Args:
+        statistics: of all rows.
         regularization: added to each variance, in squared units of x; above 0.
 
     Returns:
-        ``Mixture``; a component without rows gets weight about 0, mean 0 and the regulariser as
-        its covariance.
-
-    Raises:
-        ValueError: if shapes disagree.
+        ``Mixture`` with covariances of the scatter's kind.
     """
-    if x.ndim != 2 or responsibilities.ndim != 2 or responsibilities.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"m_step wants x (n, d) and responsibilities (n, k), got {x.shape} and "
-            f"{responsibilities.shape}"
-        )
-    counts = responsibilities.sum(axis=0) + 10 * jnp.finfo(x.dtype).eps
-    ridge = regularization * jnp.eye(x.shape[1], dtype=x.dtype)
-
-    def fit_component(component: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        responsibility, count = component
-        share = responsibility / count
-        mean = jnp.dot(share, x, precision=lax.Precision.HIGHEST)
-        centred = x - mean
-        scatter = jnp.dot((share[:, None] * centred).T, centred, precision=lax.Precision.HIGHEST)
-        return mean, (scatter + scatter.T) / 2 + ridge
-
-    means, covariances = lax.map(fit_component, (responsibilities.T, counts))
-    return Mixture(jnp.log(counts / counts.sum()), means, covariances)
+    counts, means, scatter = statistics
+    counts = counts + 10 * jnp.finfo(counts.dtype).eps
+    log_weights = jnp.log(counts / counts.sum())
+    if scatter.shape[0] < counts.shape[0]:  # tied
+        counts = counts.sum(keepdims=True)
+    is_matrix = scatter.shape[1] == scatter.shape[2]
+    identity = jnp.eye(scatter.shape[2], dtype=scatter.dtype) if is_matrix else 1
+    covariances = scatter / counts[:, None, None] + regularization * identity
+    return Mixture(log_weights, means, covariances)
 
 
 @functools.partial(
-    jax.jit, static_argnames=("num_components", "num_init", "max_iterations", "regularization")
+    jax.jit,
+    static_argnames=(
+        "num_components",
+        "covariance",
+        "num_init",
+        "max_iterations",
+        "regularization",
+        "axis_name",
+    ),
 )
 def fit(
     key: jax.Array,
     x: jax.Array,
     *,
     num_components: int,
+    covariance: Covariance = "full",
     num_init: int = 5,
     max_iterations: int = 100,
     tolerance: float = 1e-4,
     regularization: float = 1e-5,
+    weights: jax.Array | None = None,
+    axis_name: str | None = None,
 ) -> tuple[Mixture, jax.Array]:
     """Fits a mixture by expectation maximisation from several starts and keeps the best.
 
-    Each start takes k-means++ seeds, settles them with a few k-means steps and gives every
-    component the pooled within-cluster covariance; the restarts run side by side (``vmap``).
-    The result is a constant for autodiff.
+    Each start is a few steps of k-means with the pooled within-cluster covariance; the starts
+    run side by side (``vmap``). The result is a constant for autodiff.
 
     Args:
-        key: random key of the seeds.
-        x: ``(n, d)``, n >= num_components, finite.
+        key: random key of the seeds; the same on every device.
+        x: ``(n, d)``, at least num_components rows, finite.
         num_components: k.
+        covariance: "full", "diagonal" or "tied".
         num_init: number of starts.
         max_iterations: of EM, for each start.
         tolerance: stop when the mean log-likelihood of a row changes by less.
         regularization: added to each variance, in squared units of x; above 0.
+        weights: ``(n,)``, how often each row counts, >= 0; 1 if None. 0 removes a padding row.
+        axis_name: inside ``jax.shard_map``, the mesh axis that x and weights are split over;
+            None if x is whole.
 
     Returns:
         The best mixture and its mean log-likelihood per row.
 
     Raises:
-        ValueError: if there are fewer rows than components, or an option is out of range.
+        ValueError: if there are fewer rows than components or an option is out of range.
     """
-    _check_counts(x, num_components, num_init, max_iterations)
+    num_rows = len(rows.as_table(x)) * rows.num_devices(axis_name=axis_name)
+    _check_counts(num_rows, num_components, num_init, max_iterations)
     # Centring keeps float32 covariances right for data far from the origin.
-    x = lax.stop_gradient(x)
-    origin = x.mean(axis=0)
-    x = x - origin
+    table = rows.centre(*lax.stop_gradient((x, weights)), axis_name=axis_name)
 
     def fit_once(key: jax.Array) -> tuple[Mixture, jax.Array]:
-        start = _seed(key, x, num_components, regularization)
-        return _maximize(x, start, max_iterations, tolerance, regularization)
+        start = _start(key, table, num_components, covariance, regularization, axis_name)
+        return _maximize(table, start, max_iterations, tolerance, regularization, axis_name)
 
     mixtures, scores = jax.vmap(fit_once)(jax.random.split(key, num_init))
     best = jnp.argmax(scores)
     mixture = jax.tree.map(lambda leaf: leaf[best], mixtures)
-    return mixture._replace(means=mixture.means + origin), scores[best]
+    return mixture._replace(means=mixture.means + table.origin), scores[best]
 
 
-@functools.partial(jax.jit, static_argnames=("max_iterations", "regularization"))
+@functools.partial(jax.jit, static_argnames=("max_iterations", "regularization", "axis_name"))
 def refine(
     x: jax.Array,
     mixture: Mixture,
@@ -182,19 +208,24 @@ def refine(
     max_iterations: int = 100,
     tolerance: float = 1e-4,
     regularization: float = 1e-5,
+    weights: jax.Array | None = None,
+    axis_name: str | None = None,
 ) -> tuple[Mixture, jax.Array]:
-    """Improves a given mixture by expectation maximisation.
+    """Improves a given mixture by expectation maximisation; its kind of covariances stays.
 
     A component left with less than ``EMPTY_COUNT`` rows restarts at the row that the mixture
     explains worst, the next one at the second worst and so on, with the covariance of all rows
-    and a fair weight. The result is a constant for autodiff.
+    (unless tied) and a fair weight. The result is a constant for autodiff.
 
     Args:
         x: ``(n, d)``.
-        mixture: where to start.
+        mixture: where to start; the same on every device.
         max_iterations: upper bound of steps.
         tolerance: stop when the mean log-likelihood of a row changes by less.
         regularization: added to each variance, in squared units of x; above 0.
+        weights: ``(n,)``, how often each row counts, >= 0; 1 if None. 0 removes a padding row.
+        axis_name: inside ``jax.shard_map``, the mesh axis that x and weights are split over;
+            None if x is whole.
 
     Returns:
         The mixture and its mean log-likelihood per row.
@@ -202,30 +233,49 @@ def refine(
     Raises:
         ValueError: if shapes disagree or the regularization is not above 0.
     """
-    _check_rows(x, mixture.means.shape[-1])
-    x, mixture = lax.stop_gradient((x, mixture))
-    origin = x.mean(axis=0)
-    start = mixture._replace(means=mixture.means - origin)
-    end, score = _maximize(x - origin, start, max_iterations, tolerance, regularization)
-    return end._replace(means=end.means + origin), score
+    x = rows.as_table(x, num_features=mixture.means.shape[-1])
+    x, mixture, weights = lax.stop_gradient((x, mixture, weights))
+    table = rows.centre(x, weights, axis_name=axis_name)
+    start = mixture._replace(means=mixture.means - table.origin)
+    end, score = _maximize(table, start, max_iterations, tolerance, regularization, axis_name)
+    return end._replace(means=end.means + table.origin), score
 
 
-def bic(x: jax.Array, mixture: Mixture) -> jax.Array:
+def bic(
+    x: jax.Array,
+    mixture: Mixture,
+    *,
+    weights: jax.Array | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
     """Scores a mixture by the Bayesian information criterion; lower is better.
 
-        -2 sum log p(x) + (k - 1 + k d + k d (d + 1) / 2) log n
+        -2 sum log p(x) + (k - 1 + k d + c) log n
+
+    with c = k d (d + 1) / 2 for full, k d for diagonal and d (d + 1) / 2 for tied covariances.
 
     Args:
         x: ``(n, d)``.
         mixture: its parameters.
+        weights: ``(n,)``, how often each row counts, >= 0; 1 if None. Their sum stands for n.
+        axis_name: inside ``jax.shard_map``, the mesh axis that x and weights are split over;
+            None if x is whole.
 
     Returns:
         Scalar.
+
+    Raises:
+        ValueError: if shapes disagree.
     """
-    k, d = mixture.means.shape
-    num_parameters = k - 1 + k * d + k * d * (d + 1) // 2
-    log_likelihood = e_step(x, mixture).log_likelihood.sum()
-    return -2 * log_likelihood + num_parameters * math.log(x.shape[0])
+    _, means, covariances = mixture
+    k, d = means.shape
+    kind = normal.covariance_kind(means, covariances)
+    num_each = d if kind == "diagonal" else d * (d + 1) // 2
+    num_parameters = k - 1 + k * d + covariances.shape[0] * num_each
+    log_likelihood = e_step(x, mixture, weights=weights).log_likelihood
+    count = jnp.ones_like(log_likelihood) if weights is None else weights
+    total, num_rows = rows.sum_devices((log_likelihood.sum(), count.sum()), axis_name=axis_name)
+    return -2 * total + num_parameters * jnp.log(num_rows)
 
 
 class _Progress(NamedTuple):
@@ -237,105 +287,96 @@ class _Progress(NamedTuple):
 
 
 def _maximize(
-    x: jax.Array, start: Mixture, max_iterations: int, tolerance: float, regularization: float
+    table: rows.Centred,
+    start: Mixture,
+    max_iterations: int,
+    tolerance: float,
+    regularization: float,
+    axis_name: str | None,
 ) -> tuple[Mixture, jax.Array]:
     if regularization <= 0:
         raise ValueError(
             f"regularization must be above 0, got {regularization}; it keeps a component of "
             "identical rows from a zero variance"
         )
+    x, weights, _ = table
+    kind = normal.covariance_kind(start.means, start.covariances)
+    sum_rows = functools.partial(normal.statistics, covariance=kind, axis_name=axis_name)
+    everything = sum_rows(x, weights[:, None])
+    whole = everything.counts[0]
+    num_counted = rows.sum_devices(jnp.sum(weights > 0), axis_name=axis_name)
+    spread = from_statistics(everything, regularization=regularization).covariances
+
+    def expect(mixture: Mixture) -> tuple[Posterior, jax.Array]:
+        posterior = e_step(x, mixture)
+        total = jnp.sum(weights * posterior.log_likelihood)
+        return posterior, rows.sum_devices(total, axis_name=axis_name) / whole
 
     def is_moving(progress: _Progress) -> jax.Array:
         return (jnp.abs(progress.change) >= tolerance) & (progress.step < max_iterations)
 
     def improve(progress: _Progress) -> _Progress:
-        responsibilities = jnp.exp(progress.posterior.log_responsibilities)
-        mixture = m_step(x, responsibilities, regularization=regularization)
-        mixture = _reseed_empty(x, mixture, progress.posterior, regularization)
-        posterior = e_step(x, mixture)
-        score = posterior.log_likelihood.mean()
+        responsibilities = jnp.exp(progress.posterior.log_responsibilities) * weights[:, None]
+        sums = sum_rows(x, responsibilities)
+        is_empty = sums.counts < EMPTY_COUNT * whole / num_counted
+        mixture = from_statistics(sums, regularization=regularization)
+        surprise = jnp.where(weights > 0, -progress.posterior.log_likelihood, -jnp.inf)
+        mixture = _reseed(x, mixture, is_empty, surprise, spread, axis_name)
+        posterior, score = expect(mixture)
         return _Progress(mixture, posterior, score, score - progress.score, progress.step + 1)
 
-    posterior = e_step(x, start)
-    score = posterior.log_likelihood.mean()
+    posterior, score = expect(start)
     first = _Progress(start, posterior, score, jnp.full_like(score, jnp.inf), jnp.array(0))
     last = lax.while_loop(is_moving, improve, first)
     return last.mixture, last.score
 
 
-def _reseed_empty(
-    x: jax.Array, mixture: Mixture, posterior: Posterior, regularization: float
+def _reseed(
+    x: jax.Array,
+    mixture: Mixture,
+    is_empty: jax.Array,
+    surprise: jax.Array,
+    spread: jax.Array,
+    axis_name: str | None,
 ) -> Mixture:
     """Moves components without rows to the rows that are explained worst."""
-    num_rows, num_components = posterior.log_responsibilities.shape
-    counts = jnp.exp(jax.nn.logsumexp(posterior.log_responsibilities, axis=0))
-    is_empty = counts < EMPTY_COUNT
-    worst = jnp.argsort(posterior.log_likelihood)
-    rank = jnp.cumsum(is_empty) - 1  # 0 for the first empty component, 1 for the next, ...
-    seeds = x[worst[jnp.clip(rank, 0, num_rows - 1)]]
-    spread = m_step(x, jnp.ones((num_rows, 1), x.dtype), regularization=regularization)
-    fair = -jnp.log(jnp.asarray(num_components, x.dtype))
-    log_weights = jnp.where(is_empty, fair, mixture.log_weights)
-    return Mixture(
-        log_weights - jax.nn.logsumexp(log_weights),
-        jnp.where(is_empty[:, None], seeds, mixture.means),
-        jnp.where(is_empty[:, None, None], spread.covariances, mixture.covariances),
-    )
+    log_weights, means, covariances = mixture
+    num_rows = len(x) * rows.num_devices(axis_name=axis_name)
+    num_seeds = min(len(means), num_rows)
+    _, seeds = rows.highest(x, surprise, num_seeds, axis_name=axis_name)
+    rank = jnp.clip(jnp.cumsum(is_empty) - 1, 0, num_seeds - 1)  # 0 for the first empty one
+    log_weights = jnp.where(is_empty, -math.log(len(means)), log_weights)
+    if len(covariances) == len(means):  # the tied one has no component of its own
+        covariances = jnp.where(is_empty[:, None, None], spread, covariances)
+    means = jnp.where(is_empty[:, None], seeds[rank], means)
+    return Mixture(log_weights - jax.nn.logsumexp(log_weights), means, covariances)
 
 
-def _seed(key: jax.Array, x: jax.Array, num_components: int, regularization: float) -> Mixture:
-    """Starts from k-means++ centres, equal weights and one pooled covariance."""
-    means = _plus_plus(key, x, num_components)
-
-    def lloyd(_: int, means: jax.Array) -> jax.Array:
-        member = jax.nn.one_hot(_nearest(x, means), num_components, dtype=x.dtype)
-        count = member.sum(axis=0)[:, None]
-        moved = jnp.dot(member.T, x, precision=lax.Precision.HIGHEST) / jnp.maximum(count, 1)
-        return jnp.where(count > 0, moved, means)
-
-    means = lax.fori_loop(0, LLOYD_STEPS, lloyd, means)
-    residual = x - means[_nearest(x, means)]
-    scatter = jnp.dot(residual.T, residual, precision=lax.Precision.HIGHEST) / x.shape[0]
-    pooled = scatter + regularization * jnp.eye(x.shape[1], dtype=x.dtype)
+def _start(
+    key: jax.Array,
+    table: rows.Centred,
+    num_components: int,
+    covariance: Covariance,
+    regularization: float,
+    axis_name: str | None,
+) -> Mixture:
+    """Starts from k-means centres, equal weights and one pooled covariance."""
+    x, weights, _ = table
+    split = {"weights": weights, "axis_name": axis_name}
+    seeds = kmeans.seed(key, x, num_clusters=num_components, **split)
+    centres, labels, _ = kmeans.refine(x, seeds, max_iterations=LLOYD_STEPS, **split)
+    members = weights[:, None] * jax.nn.one_hot(labels, num_components, dtype=x.dtype)
+    pooled = m_step(
+        x, members, covariance="tied", regularization=regularization, axis_name=axis_name
+    ).covariances
+    if covariance == "diagonal":
+        pooled = jnp.diagonal(pooled[0])[None, None]
+    shape = normal.covariance_shape(covariance, *centres.shape)
     log_weights = jnp.full(num_components, -math.log(num_components), x.dtype)
-    return Mixture(log_weights, means, jnp.broadcast_to(pooled, (num_components, *pooled.shape)))
+    return Mixture(log_weights, centres, jnp.broadcast_to(pooled, shape))
 
 
-def _plus_plus(key: jax.Array, x: jax.Array, num_components: int) -> jax.Array:
-    """Draws rows with a chance proportional to the squared distance from those drawn before."""
-    first_key, *keys = jax.random.split(key, num_components)
-    seeds = [x[jax.random.randint(first_key, (), 0, x.shape[0])]]
-    distance = jnp.sum((x - seeds[0]) ** 2, axis=1)
-    for draw_key in keys:
-        is_new = distance > 0
-        logits = jnp.where(is_new, jnp.log(jnp.where(is_new, distance, 1)), -jnp.inf)
-        seeds.append(x[jax.random.categorical(draw_key, logits)])
-        distance = jnp.minimum(distance, jnp.sum((x - seeds[-1]) ** 2, axis=1))
-    return jnp.stack(seeds)
-
-
-def _nearest(x: jax.Array, means: jax.Array) -> jax.Array:
-    # |x|^2 is the same for every mean.
-    cross = jnp.dot(x, means.T, precision=lax.Precision.HIGHEST)
-    return jnp.argmin(jnp.sum(means**2, axis=1) - 2 * cross, axis=1)
-
-
-def _safe_cholesky(covariance: jax.Array) -> jax.Array:
-    """Factors S after adding what rounding may have taken away (relative 2 d eps)."""
-    slack = 2 * covariance.shape[-1] * jnp.finfo(covariance.dtype).eps
-    return jnp.linalg.cholesky(covariance + slack * jnp.diag(jnp.diagonal(covariance)))
-
-
-def _check_rows(x: jax.Array, num_features: int) -> None:
-    if x.ndim != 2 or x.shape[1] != num_features or x.shape[0] == 0:
-        raise ValueError(
-            f"x must be a table (rows, features) with {num_features} features, got shape {x.shape}"
-        )
-
-
-def _check_counts(x: jax.Array, num_components: int, num_init: int, max_iterations: int) -> None:
-    _check_rows(x, x.shape[-1])
-    num_rows = x.shape[0]
+def _check_counts(num_rows: int, num_components: int, num_init: int, max_iterations: int) -> None:
     if not 1 <= num_components <= num_rows:
         raise ValueError(
             f"num_components must be from 1 to the {num_rows} rows of x, got {num_components}; "

@@ -1,8 +1,10 @@
 """Moves volumes by rigid and affine poses: nearest, trilinear and cubic B-spline, Fourier shift.
 
 All functions take one volume ``[z, y, x]``; the centre is voxel ``n // 2`` of each axis. Outside
-its box a volume is ``fill`` for ever, and interpolation sees those voxels (scipy's
-``grid-constant``): the result is continuous in the pose up to and beyond the border.
+its box a volume goes on for ever, and interpolation sees those voxels: the result is continuous
+in the pose up to and beyond the border. What is out there is the ``boundary``: "constant" the
+value ``fill`` (scipy's ``grid-constant``), "nearest" the nearest border voxel, "wrap" copies of
+the volume, each after the other without a gap (scipy's ``grid-wrap``).
 """
 
 import functools
@@ -15,16 +17,20 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jimjax.ops.rotation import Pose
+from jimjax.ops.spline import SPLINE_MARGIN, spline_prefilter
 
-SPLINE_POLE = np.sqrt(3.0) - 2.0  # Unser et al. 1993, cubic B-spline
-SPLINE_GAIN = np.sqrt(3.0)  # -6 pole / (1 - pole^2)
-SPLINE_MARGIN = 12  # voxels; the pole to this power is 1.4e-7, float32 resolution
+BOUNDARIES = ("constant", "nearest", "wrap")
 MARGINS = {0: 1, 1: 1, 3: SPLINE_MARGIN}  # order -> voxels of border around the samples
 NUM_TAPS = {0: 1, 1: 2, 3: 4}  # order -> neighbours used along each axis
 
 
 def transform(
-    volume: jax.Array, pose: Pose, *, order: int = 1, fill: jax.Array | float = 0.0
+    volume: jax.Array,
+    pose: Pose,
+    *,
+    order: int = 1,
+    fill: jax.Array | float = 0.0,
+    boundary: str = "constant",
 ) -> jax.Array:
     """Moves a volume by a pose: rotates about the centre, then shifts.
 
@@ -36,22 +42,28 @@ def transform(
         volume: ``(z, y, x)``.
         pose: rotation on ``(x, y, z)`` columns, shift ``(x, y, z)`` in voxels.
         order: 0 nearest, 1 trilinear, 3 interpolating cubic B-spline.
-        fill: value outside the box.
+        fill: value outside the box, for "constant".
+        boundary: what lies outside the box: "constant", "nearest" or "wrap".
 
     Returns:
         ``(z, y, x)``.
 
     Raises:
-        ValueError: if the volume is not three-dimensional, the pose is not one pose or ``order``
-            is not 0, 1 or 3.
+        ValueError: if the volume is not three-dimensional, the pose is not one pose, ``order``
+            or ``boundary`` is unknown, or a ``fill`` is given that the boundary never shows.
     """
     rotation, shift_xyz = jnp.asarray(pose.rotation), jnp.asarray(pose.shift)
     _check_motion(rotation, shift_xyz)
-    return _resample(volume, rotation.T, shift_xyz, order, fill)
+    return _resample(volume, rotation.T, shift_xyz, order, fill, boundary)
 
 
 def rotate(
-    volume: jax.Array, rotation: jax.Array, *, order: int = 1, fill: jax.Array | float = 0.0
+    volume: jax.Array,
+    rotation: jax.Array,
+    *,
+    order: int = 1,
+    fill: jax.Array | float = 0.0,
+    boundary: str = "constant",
 ) -> jax.Array:
     """Rotates a volume about its centre voxel: ``out(p) = volume(R^T p)``.
 
@@ -59,7 +71,8 @@ def rotate(
         volume: ``(z, y, x)``.
         rotation: ``(3, 3)`` on ``(x, y, z)`` columns.
         order: as in ``transform``.
-        fill: value outside the box.
+        fill: as in ``transform``.
+        boundary: as in ``transform``.
 
     Returns:
         ``(z, y, x)``.
@@ -68,11 +81,17 @@ def rotate(
         ValueError: as ``transform``.
     """
     rotation = jnp.asarray(rotation)
-    return transform(volume, Pose(rotation, jnp.zeros(3, rotation.dtype)), order=order, fill=fill)
+    pose = Pose(rotation, jnp.zeros(3, rotation.dtype))
+    return transform(volume, pose, order=order, fill=fill, boundary=boundary)
 
 
 def shift(
-    volume: jax.Array, shift: jax.Array, *, order: int = 1, fill: jax.Array | float = 0.0
+    volume: jax.Array,
+    shift: jax.Array,
+    *,
+    order: int = 1,
+    fill: jax.Array | float = 0.0,
+    boundary: str = "constant",
 ) -> jax.Array:
     """Shifts a volume: ``out(p) = volume(p - t)``.
 
@@ -80,7 +99,8 @@ def shift(
         volume: ``(z, y, x)``.
         shift: ``(3,)``, ``(x, y, z)`` in voxels.
         order: as in ``transform``.
-        fill: value outside the box.
+        fill: as in ``transform``.
+        boundary: as in ``transform``.
 
     Returns:
         ``(z, y, x)``.
@@ -89,7 +109,8 @@ def shift(
         ValueError: as ``transform``.
     """
     shift = jnp.asarray(shift)
-    return transform(volume, Pose(jnp.eye(3, dtype=shift.dtype), shift), order=order, fill=fill)
+    pose = Pose(jnp.eye(3, dtype=shift.dtype), shift)
+    return transform(volume, pose, order=order, fill=fill, boundary=boundary)
 
 
 def affine(
@@ -99,6 +120,7 @@ def affine(
     *,
     order: int = 1,
     fill: jax.Array | float = 0.0,
+    boundary: str = "constant",
 ) -> jax.Array:
     """Moves a volume by an active affine map: ``out(p) = volume(M^-1 (p - t))``.
 
@@ -107,7 +129,8 @@ def affine(
         matrix: ``(3, 3)``, invertible, on ``(x, y, z)`` columns; ``2 * eye(3)`` magnifies twice.
         shift: ``(3,)``, ``(x, y, z)`` in voxels, applied after the matrix.
         order: as in ``transform``.
-        fill: value outside the box.
+        fill: as in ``transform``.
+        boundary: as in ``transform``.
 
     Returns:
         ``(z, y, x)``.
@@ -122,7 +145,7 @@ def affine(
         [jnp.cross(second, third), jnp.cross(third, first), jnp.cross(first, second)]
     )
     determinant = jnp.sum(first * adjugate[0])
-    return _resample(volume, adjugate / determinant, shift, order, fill)
+    return _resample(volume, adjugate / determinant, shift, order, fill, boundary)
 
 
 def fourier_shift(volume: jax.Array, shift: jax.Array) -> jax.Array:
@@ -153,39 +176,6 @@ def fourier_shift(volume: jax.Array, shift: jax.Array) -> jax.Array:
     return jnp.fft.irfftn(spectrum, s=volume.shape)
 
 
-def spline_prefilter(volume: jax.Array) -> jax.Array:
-    """Computes the cubic B-spline coefficients of a volume surrounded by zeros.
-
-    The coefficients of the infinite signal decay outside the box; ``SPLINE_MARGIN`` voxels of
-    them are kept on each side.
-
-        c = sqrt(3) sum_j pole^|i - j| v_j   along each axis,   pole = sqrt(3) - 2
-
-    Args:
-        volume: ``(z, y, x)``.
-
-    Returns:
-        ``(z + 24, y + 24, x + 24)``.
-
-    Raises:
-        ValueError: if the volume is not three-dimensional.
-
-    Reference: Unser, Aldroubi, Eden 1993, B-spline signal processing, part II.
-    """
-    coefficients = _as_volume(volume)
-    for axis in range(3):
-        size = coefficients.shape[axis]
-        distance = np.abs(
-            np.arange(-SPLINE_MARGIN, size + SPLINE_MARGIN)[:, None] - np.arange(size)
-        )
-        matrix = jnp.asarray(SPLINE_GAIN * SPLINE_POLE**distance, coefficients.dtype)
-        filtered = jnp.tensordot(
-            matrix, coefficients, axes=(1, axis), precision=lax.Precision.HIGHEST
-        )
-        coefficients = jnp.moveaxis(filtered, 0, axis)
-    return coefficients
-
-
 def _as_volume(volume: jax.Array) -> jax.Array:
     volume = jnp.asarray(volume)
     if volume.ndim != 3:
@@ -207,25 +197,47 @@ def _resample(
     shift_xyz: jax.Array,
     order: int,
     fill: jax.Array | float,
+    boundary: str,
 ) -> jax.Array:
     """Samples ``volume(matrix @ (p - shift))`` at every voxel p."""
     volume = _as_volume(volume)
-    if order not in MARGINS:
-        raise ValueError(f"order must be 0, 1 or 3, got {order!r}")
+    _check_options(order, fill, boundary)
     dtype = jnp.result_type(matrix.dtype, shift_xyz.dtype, jnp.float32)
     positions = _source_positions(
-        volume.shape, matrix.astype(dtype), shift_xyz.astype(dtype), order
+        volume.shape, matrix.astype(dtype), shift_xyz.astype(dtype), order, boundary
     )
     fill = jnp.asarray(fill, volume.dtype)
     if order == 3:
-        values = fill + _sample(3, spline_prefilter(volume - fill), *positions)
+        coefficients = spline_prefilter(volume - fill, boundary=boundary)
+        values = fill + _sample(3, coefficients, *positions)
     else:
-        values = _sample(order, lax.pad(volume, fill, [(1, 1, 0)] * 3), *positions)
+        values = _sample(order, _surround(volume, fill, boundary), *positions)
     return values.reshape(volume.shape)
 
 
+def _check_options(order: int, fill: jax.Array | float, boundary: str) -> None:
+    if order not in MARGINS:
+        raise ValueError(f"order must be 0, 1 or 3, got {order!r}")
+    if boundary not in BOUNDARIES:
+        raise ValueError(f"boundary must be one of {BOUNDARIES}, got {boundary!r}")
+    is_default = isinstance(fill, int | float) and fill == 0
+    if boundary != "constant" and not is_default:
+        raise ValueError(f"fill must be left out, boundary {boundary!r} never shows it; got {fill}")
+
+
+def _surround(volume: jax.Array, fill: jax.Array, boundary: str) -> jax.Array:
+    """Adds the border that orders 0 and 1 may touch."""
+    if boundary == "constant":
+        return lax.pad(volume, fill, [(1, 1, 0)] * 3)
+    if boundary == "wrap":
+        return jnp.pad(volume, 1, mode="wrap")
+    # No border, whose gradient is slow: positions are clipped to the box. Two neighbours there
+    # must be for an axis of one voxel too.
+    return jnp.broadcast_to(volume, [max(size, 2) for size in volume.shape])
+
+
 def _source_positions(
-    shape: tuple[int, ...], matrix: jax.Array, shift_xyz: jax.Array, order: int
+    shape: tuple[int, ...], matrix: jax.Array, shift_xyz: jax.Array, order: int, boundary: str
 ) -> tuple[jax.Array, ...]:
     """Where each voxel comes from: z, y and x indices into the padded volume, each ``(n,)``.
 
@@ -233,8 +245,8 @@ def _source_positions(
     instead of repeating it in every user, so that all users take the floor of the same bits; and
     its transpose is one pass over the volume.
     """
-    margin = MARGINS[order]
-    reach = margin - 1 if order == 3 else margin  # beyond it every sample is the fill
+    margin = 0 if boundary == "nearest" and order < 3 else MARGINS[order]
+    reach = margin - 1 if order == 3 else margin  # beyond it every sample is the same
     offset = -jnp.matmul(matrix, shift_xyz, precision=lax.Precision.HIGHEST)
     z, y, x = (jnp.arange(size, dtype=offset.dtype) - size // 2 for size in shape)
     basis = jnp.stack([x, jnp.ones_like(x)])
@@ -244,7 +256,11 @@ def _source_positions(
         start = row[2] * z[:, None] + row[1] * y[None, :] + constant
         line = jnp.stack([jnp.broadcast_to(row[0], start.shape), start], axis=-1)
         position = jnp.matmul(line, basis, precision=lax.Precision.HIGHEST).reshape(-1)
-        positions.append(jnp.clip(position, -reach, size - 1 + reach) + margin)
+        if boundary == "wrap":
+            inside = jnp.mod(position, size)  # up to and, by rounding, including size
+        else:
+            inside = jnp.clip(position, -reach, size - 1 + reach)
+        positions.append(inside + margin)
     return tuple(positions)
 
 

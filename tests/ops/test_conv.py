@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from jimjax.ops.conv import conv3d
+from jimjax.ops.conv import conv3d, conv_transpose3d
 
 # size, in channels, out channels, stride, dilation, padding; the CPU form each one takes:
 CASES = [
@@ -19,6 +19,17 @@ CASES = [
     pytest.param((8, 8, 8), 1, 3, 1, 1, "same", id="one channel in"),
     pytest.param((8, 8, 8), 4, 1, 1, 1, "same", id="one channel out"),
     pytest.param((7, 8, 8), 4, 2, 2, 1, "valid", id="two channels out, stride 2"),
+]
+
+# size, in channels, out channels, taps, stride, padding; the CPU form each one takes:
+TRANSPOSED = [
+    pytest.param((4, 5, 4), 3, 4, (3, 3, 3), 1, "same", id="flipped kernel"),
+    pytest.param((4, 3, 4), 3, 2, (3, 2, 3), 2, "same", id="scattered"),
+    pytest.param((3, 4, 2), 2, 3, (3, 3, 3), (1, 3, 2), "valid", id="scattered, mixed steps"),
+    pytest.param((3, 3, 2), 2, 3, (1, 2, 3), 3, "same", id="voxels that no tap reaches"),
+    pytest.param((3, 4, 3), 2, 3, (4, 4, 4), 2, "same", id="blocks"),
+    pytest.param((2, 3, 2), 2, 1, (6, 6, 6), 4, "same", id="completed blocks"),
+    pytest.param((2, 1, 2), 1, 2, (10, 5, 4), (8, 1, 3), "valid", id="mixed blocks"),
 ]
 
 
@@ -60,6 +71,20 @@ def _slow_conv3d(x, kernel, stride, dilation, padding):
             z, y, column = np.array(p) * stride + np.array(tap) * dilation
             out[(slice(None), *p)] += x[:, z, y, column] @ kernel[tap]
     return out
+
+
+def _slow_conv_transpose3d(x, kernel, stride, padding):
+    """One input voxel at a time, in float64; padding by the rule of the docstring."""
+    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+    size, taps = np.array(x.shape[1:4]), np.array(kernel.shape[:3])
+    low = np.maximum(taps - stride, 0) // 2 if padding == "same" else np.zeros(3, int)
+    out_size = size * stride if padding == "same" else (size - 1) * stride + taps
+    whole = np.zeros((x.shape[0], *(size * stride + taps), kernel.shape[4]))
+    for p in np.ndindex(*size):
+        window = tuple(slice(s, s + k) for s, k in zip(np.array(p) * stride, taps, strict=True))
+        whole[(slice(None), *window)] += np.einsum("bc,zyxco->bzyxo", x[(slice(None), *p)], kernel)
+    kept = tuple(slice(lo, lo + n) for lo, n in zip(low, out_size, strict=True))
+    return whole[(slice(None), *kept)]
 
 
 def test_ones_count_the_neighbours_inside_the_box(compiled):
@@ -163,6 +188,111 @@ def test_other_platforms_get_one_3d_convolution(key):
     assert cuda.count("stablehlo.convolution") == 1
     assert "[b, 0, 1, 2, f]" in cuda
     assert "[b, 0, 1, 2, f]" not in cpu
+
+
+def test_large_strided_kernels_agree_with_xla(key):
+    x, kernel = _operands(key, (9, 8, 11), 2, 3, taps=(5, 4, 4))
+    for padding in ("same", "valid"):
+        out = conv3d(x, kernel, stride=(2, 3, 2), padding=padding)
+        np.testing.assert_allclose(out, _xla(x, kernel, (2, 3, 2), 1, padding), atol=2e-5)
+
+
+def test_transpose_of_a_single_voxel_draws_the_kernel(compiled):
+    kernel = jnp.arange(27.0).reshape(3, 3, 3, 1, 1)
+    x = jnp.zeros((1, 2, 2, 2, 1)).at[0, 1, 0, 1, 0].set(2.0)
+    out = compiled(lambda x: conv_transpose3d(x, kernel, stride=2, padding="valid"))(x)
+    assert out.shape == (1, 5, 5, 5, 1)
+    np.testing.assert_array_equal(out[0, 2:, :3, 2:, 0], 2 * kernel[..., 0, 0])
+    assert out.sum() == 2 * kernel.sum()
+
+
+@pytest.mark.parametrize(("size", "num_in", "num_out", "taps", "stride", "padding"), TRANSPOSED)
+def test_transpose_agrees_with_the_slow_twin_and_is_the_adjoint(
+    size, num_in, num_out, taps, stride, padding, key
+):
+    with jax.enable_x64(True):
+        x, kernel = _operands(key, size, num_in, num_out, taps=taps, dtype=jnp.float64)
+
+        @jax.jit
+        def forward(x, kernel):
+            return conv_transpose3d(x, kernel, stride=stride, padding=padding)
+
+        out, pullback = jax.vjp(forward, x, kernel)
+        expected = _slow_conv_transpose3d(x, kernel, np.array(stride), padding)
+        np.testing.assert_allclose(out, expected, atol=1e-10)
+        generator = np.random.default_rng(0)
+        v, g = (generator.normal(size=a.shape) for a in (kernel, out))
+        x_gradient, kernel_gradient = pullback(g)
+        back = conv3d(g, kernel.swapaxes(3, 4), stride=stride, padding=padding)
+        np.testing.assert_allclose(x_gradient, back, atol=1e-10)
+        np.testing.assert_allclose(np.vdot(out, g), np.vdot(x, back))
+        np.testing.assert_allclose(np.vdot(kernel_gradient, v), np.vdot(forward(x, v), g))
+
+
+@pytest.mark.parametrize(("taps", "stride"), [(3, 1), (4, 2), (6, 4), (10, 8)])
+def test_transpose_is_that_of_lax(taps, stride, key):
+    x, kernel = _operands(key, (2, 3, 2), 2, 3, taps=(taps,) * 3)
+    out = conv_transpose3d(x, kernel, stride=stride)
+    assert out.shape == (3, 2 * stride, 3 * stride, 2 * stride, 3)
+    expected = lax.conv_transpose(
+        x,
+        kernel.swapaxes(3, 4),
+        (stride,) * 3,
+        "SAME",
+        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+        transpose_kernel=True,
+    )
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+def test_transpose_of_a_constant_is_constant_where_taps_share_out_evenly():
+    # 4 taps at stride 2: every inner voxel gets two along each axis.
+    out = conv_transpose3d(jnp.ones((1, 4, 4, 4, 1)), jnp.ones((4, 4, 4, 1, 1)), stride=2)
+    np.testing.assert_array_equal(out[0, 1:-1, 1:-1, 1:-1], 8)
+    assert out[0, 0, 0, 0, 0] == 1
+
+
+def test_transpose_eager_jit_and_vmap_agree(compiled, key):
+    x, kernel = _operands(key, (3, 4, 3), 2, 3, taps=(4, 4, 4))
+    expected = _slow_conv_transpose3d(x, kernel, np.array(2), "same")
+    out = compiled(lambda x, kernel: conv_transpose3d(x, kernel, stride=2))(x, kernel)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+def test_transpose_derivatives_are_right(key):
+    with jax.enable_x64(True):
+        x, kernel = _operands(key, (2, 3, 2), 2, 2, batch=2, taps=(4, 4, 4), dtype=jnp.float64)
+
+        def waves(x, kernel):
+            return jnp.sin(conv_transpose3d(x, 0.1 * kernel, stride=2))
+
+        check_grads(waves, (x, kernel), order=2, modes=("rev",))  # custom_vjp: no forward mode
+
+
+def test_transpose_sums_bfloat16_in_float32():
+    x, kernel = jnp.ones((1, 2, 2, 2, 1024), jnp.bfloat16), jnp.ones((2, 2, 2, 1024, 1))
+    out = conv_transpose3d(x, kernel.astype(jnp.bfloat16), stride=2)
+    assert out.dtype == jnp.bfloat16
+    assert jnp.all(out == 1024)
+
+
+def test_transpose_on_other_platforms_is_one_3d_convolution(key):
+    operands = _operands(key, (3, 4, 3), 3, 4, taps=(4, 4, 4))
+    for platform in ("cuda", "tpu"):
+        export = jax.export.export(
+            jax.jit(lambda x, kernel: conv_transpose3d(x, kernel, stride=2)), platforms=[platform]
+        )
+        assert export(*operands).mlir_module().count("stablehlo.convolution") == 1
+
+
+def test_transpose_names_bad_operands(key):
+    x, kernel = _operands(key, (4, 4, 4), 3, 4)
+    with pytest.raises(ValueError, match="conv_transpose3d wants x"):
+        conv_transpose3d(x[0], kernel)
+    with pytest.raises(ValueError, match=r"must take x's 2 channels.* takes 3"):
+        conv_transpose3d(x[..., :2], kernel)
+    with pytest.raises(ValueError, match='padding must be "same" or "valid", got 1'):
+        conv_transpose3d(x, kernel, padding=1)
 
 
 def test_wrong_channels_are_named(key):

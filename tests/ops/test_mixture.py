@@ -7,10 +7,13 @@ import pytest
 from jax.test_util import check_grads
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from jimjax.ops import mixture
+from jimjax.ops import mixture, normal
 from jimjax.ops.mixture import Mixture
+
+KINDS = {"full": "full", "diagonal": "diag", "tied": "tied"}  # ours and scikit-learn's
 
 
 def _clouds(seed, *, num_rows=300, num_features=3, num_clouds=3, spread=5.0, offset=0.0):
@@ -31,13 +34,31 @@ def _some_mixture(dtype=jnp.float32):
     )
 
 
-def _start(x, num_components):
+def _start(x, num_components, kind):
     """A common start for us and for scikit-learn: spread-out rows, the covariance of all."""
     rows = np.asarray(x, np.float64)
     means = rows[np.linspace(0, len(rows) - 1, num_components).astype(int)]
     covariance = np.cov(rows.T) + 1e-5 * np.eye(rows.shape[1])
-    weights = np.full(num_components, 1 / num_components)
-    return weights, means, np.stack([covariance] * num_components)
+    log_weights = np.full(num_components, -np.log(num_components))
+    if kind == "diagonal":
+        covariance = np.diag(covariance)[None]
+    covariances = np.stack([covariance] * (1 if kind == "tied" else num_components))
+    return Mixture(*(jnp.asarray(a, jnp.float32) for a in (log_weights, means, covariances)))
+
+
+def _theirs(start, kind, **options):
+    """scikit-learn's model of ours, before or without fitting."""
+    log_weights, means, covariances = (np.asarray(a, np.float64) for a in start)
+    precisions = 1 / covariances[:, 0] if kind == "diagonal" else np.linalg.inv(covariances)
+    return GaussianMixture(
+        len(means),
+        covariance_type=KINDS[kind],
+        reg_covar=1e-5,
+        weights_init=np.exp(log_weights) / np.exp(log_weights).sum(),
+        means_init=means,
+        precisions_init=precisions[0] if kind == "tied" else precisions,
+        **options,
+    )
 
 
 def test_row_between_two_equal_components_is_shared(compiled):
@@ -104,27 +125,35 @@ def test_weight_zero_is_a_row_left_out():
     np.testing.assert_allclose(padded.covariances, short.covariances, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("offset", [0.0, 100.0])
-def test_em_from_the_same_start_agrees_with_scikit_learn(seed, offset):
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("seed", "offset"), [(0, 0.0), (1, 100.0), (2, 0.0)])
+def test_em_from_the_same_start_agrees_with_scikit_learn(seed, offset, kind):
     x, _ = _clouds(seed, num_features=4, offset=offset)
-    weights, means, covariances = _start(x, 3)
-    start = Mixture(*(jnp.asarray(a, jnp.float32) for a in (np.log(weights), means, covariances)))
-    options = {"max_iterations": 300, "tolerance": 1e-6}
-    ours, score = mixture.refine(x, start, **options)
-    theirs = GaussianMixture(
-        3,
-        tol=1e-6,
-        max_iter=300,
-        reg_covar=1e-5,
-        weights_init=weights,
-        means_init=means,
-        precisions_init=np.linalg.inv(covariances),
-    ).fit(np.asarray(x, np.float64))
-    np.testing.assert_allclose(score, theirs.score(np.asarray(x, np.float64)), rtol=1e-3)
+    start = _start(x, 3, kind)
+    ours, score = mixture.refine(x, start, max_iterations=300, tolerance=1e-6)
+    rows = np.asarray(x, np.float64)
+    theirs = _theirs(start, kind, tol=1e-6, max_iter=300).fit(rows)
+    np.testing.assert_allclose(score, theirs.score(rows), rtol=1e-3)
     labels = jnp.argmax(mixture.e_step(x, ours).log_responsibilities, axis=1)
     # One row in 300 may sit on a border.
-    assert np.mean(np.asarray(labels) == theirs.predict(np.asarray(x, np.float64))) >= 0.996
+    assert np.mean(np.asarray(labels) == theirs.predict(rows)) >= 0.996
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_steps_and_bic_are_those_of_scikit_learn(kind):
+    x, _ = _clouds(13, num_features=3)  # as many features as components
+    start = _start(x, 3, kind)
+    ours, _ = mixture.refine(x, start, max_iterations=2, tolerance=0.0)
+    rows = np.asarray(x, np.float64)
+    theirs = _theirs(start, kind, max_iter=2)
+    with pytest.warns(ConvergenceWarning):
+        theirs.fit(rows)
+    covariances = {"diagonal": theirs.covariances_[:, None], "tied": theirs.covariances_[None]}
+    np.testing.assert_allclose(jnp.exp(ours.log_weights), theirs.weights_, rtol=1e-4)
+    np.testing.assert_allclose(ours.means, theirs.means_, rtol=1e-4, atol=1e-4)
+    expected = covariances.get(kind, theirs.covariances_)
+    np.testing.assert_allclose(ours.covariances, expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(mixture.bic(x, ours), theirs.bic(rows), rtol=1e-5)
 
 
 def test_fit_finds_separate_clouds_under_jit_and_is_repeatable(key):
@@ -136,6 +165,29 @@ def test_fit_finds_separate_clouds_under_jit_and_is_repeatable(key):
     again, again_score = mixture.fit(key, x, num_components=4)
     np.testing.assert_allclose(again.means, model.means, rtol=1e-5)
     np.testing.assert_allclose(again_score, score, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "tied"])
+def test_fit_of_each_kind_finds_separate_clouds(kind, key):
+    x, labels = _clouds(4, num_clouds=4, spread=20.0)
+    model, _ = mixture.fit(key, x, num_components=4, covariance=kind, num_init=2)
+    assert normal.covariance_kind(model.means, model.covariances) == kind
+    found = np.asarray(jnp.argmax(mixture.e_step(x, model).log_responsibilities, axis=1))
+    assert len({(int(a), int(b)) for a, b in zip(found, labels, strict=True)}) == 4
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_weighted_rows_are_repeated_rows_and_the_unit_of_weights_does_not_matter(scale):
+    x, _ = _clouds(14, num_rows=100)
+    repeats = np.arange(100) % 4  # some rows count for nothing
+    start = _start(x, 3, "full")
+    weighted, score = mixture.refine(x, start, weights=scale * jnp.asarray(repeats, jnp.float32))
+    repeated, expected = mixture.refine(jnp.repeat(x, repeats, axis=0), start)
+    np.testing.assert_allclose(score, expected, rtol=1e-4)
+    np.testing.assert_allclose(weighted.means, repeated.means, rtol=1e-3, atol=1e-3)
+    weights = jnp.asarray(repeats, jnp.float32)
+    bic = mixture.bic(jnp.repeat(x, repeats, axis=0), repeated)
+    np.testing.assert_allclose(mixture.bic(x, repeated, weights=weights), bic, rtol=1e-5)
 
 
 def test_fit_is_as_likely_as_scikit_learn_with_as_many_starts(key):
@@ -183,6 +235,29 @@ def test_degenerate_rows_give_finite_mixtures(rows, num_components, key):
     np.testing.assert_allclose(jnp.exp(model.log_weights).sum(), 1.0, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["diagonal", "tied"])
+@pytest.mark.parametrize("step", [0.0, 5.0])
+def test_fewer_places_than_components_are_finite_for_each_kind(kind, step, key):
+    x = jnp.full((20, 2), 7.0) + step * (jnp.arange(20.0) % 2)[:, None]
+    model, score = mixture.fit(key, x, num_components=3, covariance=kind, num_init=2)
+    posterior = mixture.e_step(x, model)
+    assert all(bool(jnp.all(jnp.isfinite(a))) for a in (*model, *posterior, score))
+
+
+def test_empty_component_of_a_tied_mixture_restarts_and_the_covariance_stays_tied():
+    x, labels = _clouds(8, num_clouds=2, spread=20.0)
+    centre = np.asarray(x)[labels == 0].mean(axis=0)
+    start = Mixture(
+        jnp.log(jnp.array([0.5, 0.5])),
+        jnp.asarray(np.stack([centre, centre + 1e4]), jnp.float32),
+        50 * jnp.eye(3)[None],
+    )
+    model, _ = mixture.refine(x, start)
+    assert model.covariances.shape == (1, 3, 3)
+    counts = jnp.exp(mixture.e_step(x, model).log_responsibilities).sum(axis=0)
+    np.testing.assert_allclose(np.sort(counts), np.sort(np.bincount(labels)), atol=1.0)
+
+
 def test_empty_component_restarts_at_the_worst_explained_row():
     x, labels = _clouds(8, num_clouds=2, spread=20.0)
     centre = np.asarray(x)[labels == 0].mean(axis=0)
@@ -216,12 +291,13 @@ def test_gradients_of_both_steps_are_right():
 
         model = _some_mixture(jnp.float64)
 
+        @jax.jit
         def e_step(x, model):
             return mixture.e_step(x, model._replace(covariances=covariances(model.covariances)))
 
         check_grads(e_step, (x, model), order=1)
         responsibilities = jnp.exp(e_step(x, model).log_responsibilities)
-        check_grads(lambda x, r: mixture.m_step(x, r), (x, responsibilities), order=1)
+        check_grads(jax.jit(mixture.m_step), (x, responsibilities), order=1)
 
 
 def test_gradients_are_finite_for_far_rows_and_padding_rows():
@@ -257,3 +333,7 @@ def test_bad_shapes_and_options_are_named(key):
         mixture.fit(key, x, num_components=2, regularization=0.0)
     with pytest.raises(ValueError, match="num_init"):
         mixture.fit(key, x, num_components=2, num_init=0)
+    with pytest.raises(ValueError, match="covariance must be one of"):
+        mixture.fit(key, x, num_components=2, covariance="spherical")
+    with pytest.raises(ValueError, match="keep three axes"):
+        mixture.refine(x, _some_mixture()._replace(covariances=jnp.ones((2, 3))))

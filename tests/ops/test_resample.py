@@ -16,6 +16,7 @@ from jimjax.ops.rotation import Pose
 
 SHAPES = [(16, 16, 16), (15, 15, 15), (9, 12, 15)]
 ORDERS = [0, 1, 3]
+SCIPY_MODES = {"nearest": "nearest", "wrap": "grid-wrap"}  # boundary -> mode of the twin
 # Positions are good to 2e-6 voxels in float32; neighbours differ by up to 8 standard deviations.
 ATOL = 3e-5
 
@@ -90,6 +91,59 @@ def test_transform_agrees_with_scipy(shape, order, fill, compiled):
     moved = compiled(functools.partial(resample.transform, order=order, fill=fill))(volume, pose)
     expected = reference.transform(volume, *pose, order=order, fill=fill)
     np.testing.assert_allclose(moved, expected, atol=ATOL)
+
+
+def test_border_voxels_go_on_or_come_round():
+    volume = jnp.arange(5.0).reshape(1, 1, 5)
+    distance = jnp.array([1.5, 0.0, 0.0])
+    nearest = resample.shift(volume, distance, boundary="nearest")[0, 0]
+    np.testing.assert_array_equal(nearest, [0, 0, 0.5, 1.5, 2.5])
+    wrapped = resample.shift(volume, distance, boundary="wrap")[0, 0]
+    np.testing.assert_array_equal(wrapped, [3.5, 2, 0.5, 1.5, 2.5])
+
+
+@pytest.mark.parametrize("boundary", SCIPY_MODES)
+@pytest.mark.parametrize(("shape", "order"), [((9, 12, 15), o) for o in ORDERS] + [((4, 1, 2), 1)])
+def test_boundaries_agree_with_scipy(shape, order, boundary):
+    volume, pose = noise(shape), some_pose()
+    move = jax.jit(functools.partial(resample.transform, order=order, boundary=boundary))
+    # Positions 40 voxels away, several boxes, have 20 times the rounding.
+    for far, atol in (([0.0, 0.0, 0.0], ATOL), ([3.0, 20.0, -40.0], 20 * ATOL)):
+        moved_pose = Pose(pose.rotation, pose.shift + jnp.array(far))
+        expected = reference.transform(volume, *moved_pose, order=order, mode=SCIPY_MODES[boundary])
+        np.testing.assert_allclose(move(volume, moved_pose), expected, atol=atol)
+
+
+def test_boundaries_eager_jit_and_vmap_agree(compiled):
+    volume, pose = noise((5, 6, 7)), some_pose()
+    for boundary, mode in SCIPY_MODES.items():
+        move = functools.partial(resample.transform, boundary=boundary)
+        expected = reference.transform(volume, *pose, mode=mode)
+        np.testing.assert_allclose(compiled(move)(volume, pose), expected, atol=ATOL)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_wrapped_shift_by_whole_voxels_is_a_roll(order):
+    volume = noise((5, 6, 7))
+    moved = resample.shift(volume, jnp.array([9.0, -2.0, 4.0]), order=order, boundary="wrap")
+    expected = np.roll(volume, (4, -2, 9), (0, 1, 2))
+    np.testing.assert_allclose(moved, expected, atol=0 if order < 3 else 1e-5)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_wrapped_position_may_round_up_to_the_size(order):
+    volume = noise((4, 4, 4))
+    # -1e-9 modulo 4 is 4 in float32: voxel 0 again, not one beyond the last.
+    moved = resample.shift(volume, jnp.array([1e-9, 1e-9, 1e-9]), order=order, boundary="wrap")
+    np.testing.assert_allclose(moved, volume, atol=1e-5)
+
+
+@pytest.mark.parametrize("boundary", SCIPY_MODES)
+@pytest.mark.parametrize("order", ORDERS)
+def test_constant_volume_stays_constant_without_a_fill(order, boundary):
+    volume = jnp.full((5, 6, 7), 3.0)
+    moved = resample.transform(volume, some_pose(), order=order, boundary=boundary)
+    np.testing.assert_allclose(moved, 3.0, atol=1e-5)
 
 
 @pytest.mark.parametrize("order", [0, 1])
@@ -185,6 +239,28 @@ def test_gradients_agree_with_finite_differences(order, x64):
     check_grads(jax.jit(moved), arguments, order=1, modes=("fwd", "rev"), eps=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("order", [1, 3])
+def test_boundary_gradients_agree_with_finite_differences(order, x64):
+    volume = jnp.asarray(noise((4, 3, 5)), jnp.float64)
+    matrix = jnp.asarray(Rotation.from_rotvec([0.3, -0.2, 0.5]).as_matrix())
+
+    def moved(volume, matrix, shift):
+        move = functools.partial(resample.affine, volume, matrix, shift, order=order)
+        return [move(boundary=boundary) for boundary in SCIPY_MODES]
+
+    # The shift carries part of the volume across the border; no sample lies near a kink.
+    arguments = (volume, matrix, jnp.array([1.31, -0.17, 2.23]))
+    check_grads(jax.jit(moved), arguments, order=1, modes=("fwd", "rev"), eps=1e-6, rtol=1e-5)
+
+
+def test_nearest_at_the_identity_has_one_sided_slopes_at_the_border():
+    # x is linear: slope 1 inside; half of it at both borders, where the volume becomes constant.
+    volume = jnp.broadcast_to(jnp.arange(5.0), (3, 3, 5))
+    shift = functools.partial(resample.shift, volume, boundary="nearest")
+    slopes = jax.jacfwd(shift)(jnp.zeros(3))[1, 1, :, 0]
+    np.testing.assert_array_equal(slopes, [-0.5, -1, -1, -1, -0.5])
+
+
 def test_second_derivatives_agree_with_finite_differences(x64):
     volume = jnp.asarray(noise((4, 4, 4)), jnp.float64)
 
@@ -274,6 +350,26 @@ def test_spline_coefficients_interpolate_the_volume():
     margin = resample.SPLINE_MARGIN
     inside = tuple(slice(margin, margin + size) for size in volume.shape)
     np.testing.assert_allclose(coefficients[inside], volume, atol=1e-5)
+
+
+@pytest.mark.parametrize("boundary", SCIPY_MODES)
+def test_spline_coefficients_agree_with_a_wide_border(boundary, x64):
+    volume = jnp.asarray(noise((6, 1, 8)), jnp.float64)
+    mode = {"nearest": "edge", "wrap": "wrap"}[boundary]
+    wide = resample.spline_prefilter(jnp.pad(volume, 30, mode=mode))
+    inside = tuple(slice(30, size - 30) for size in wide.shape)
+    coefficients = resample.spline_prefilter(volume, boundary=boundary)
+    np.testing.assert_allclose(coefficients, wide[inside], atol=1e-9)  # pole^19 at the cut
+
+
+def test_unknown_boundary_is_named_and_an_idle_fill_refused():
+    volume, pose = jnp.zeros((3, 3, 3)), rotation.identity()
+    with pytest.raises(ValueError, match=r"boundary must be one of .*'wrap'.*, got 'reflect'"):
+        resample.transform(volume, pose, boundary="reflect")
+    with pytest.raises(ValueError, match=r"boundary 'wrap' never shows it; got 0\.5"):
+        resample.transform(volume, pose, boundary="wrap", fill=0.5)
+    with pytest.raises(ValueError, match='"constant", "nearest" or "wrap", got \'mirror\''):
+        resample.spline_prefilter(volume, boundary="mirror")
 
 
 def test_unknown_order_is_named():
