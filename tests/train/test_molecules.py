@@ -23,9 +23,16 @@ SMOOTH = MoleculeConfig(
 NOISY = dataclasses.replace(SMOOTH, snr_min=0.03, snr_max=1.0, clean_share=0.0)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sign", "tilt"))
 def _observe(key, config, sign=1.0, tilt=FULL_TILT):
-    ranges = jnp.tile(jnp.array(tilt), (NUM, 1))
+    numbers = dataclasses.asdict(config)
+    return _observe_compiled(key, numbers.pop("num_blobs"), numbers, sign, jnp.array(tilt))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _observe_compiled(key, num_blobs, numbers, sign, tilt):
+    """One program for all configurations: their numbers are traced."""
+    config = MoleculeConfig(num_blobs=num_blobs, **numbers)
+    ranges = jnp.tile(tilt, (NUM, 1))
     return observe_molecules(key, ranges, config, box=BOX, sign=sign, mesh=data_mesh(1))
 
 
