@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,10 +11,21 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+# Tests compile far more than they compute, and most of that is LLVM's optimiser. XLA's own passes,
+# which decide what is fused with what, are left as they are. Read when the first array is made.
+os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
+
 from jimjax.models import functional
 from jimjax.models.blocks import ExtractorConfig
 from jimjax.models.functional import Network
 from jimjax.models.jimnet import JimNet, JimNetConfig
+
+LONGEST = {"test_run.py", "test_jimnet.py", "test_battery.py", "test_em.py", "test_mixture.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the longest files, so that no process is left alone with one at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,18 +36,26 @@ def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forgets_programs() -> Iterator[None]:
+    """Frees what a file has compiled: thousands of programs in one process slow each other down."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
 
 
-@pytest.fixture(params=["eager", "jit", "vmap"])
+@pytest.fixture(params=["jit", "vmap"])
 def compiled(request: pytest.FixtureRequest) -> Callable[[Callable], Callable]:
-    """Wraps a function of arrays: as it is, under jit, or as a batch of one under jit and vmap.
+    """Wraps a function of arrays: under jit, or as a batch of one under jit and vmap.
 
-    Bind static options first, with ``functools.partial``.
+    Bind static options first, with ``functools.partial``. That every op does the same eagerly,
+    one compilation for each primitive, is tested once, in ``tests/ops/test_battery.py``.
     """
-    return {"eager": lambda fn: fn, "jit": jax.jit, "vmap": _vmap_of_one}[request.param]
+    return {"jit": jax.jit, "vmap": _vmap_of_one}[request.param]
 
 
 def _vmap_of_one(fn: Callable) -> Callable:

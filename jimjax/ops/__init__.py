@@ -1,11 +1,11 @@
 """Pure, differentiable operations on one volume, pose or feature map; ``jax.vmap`` does many.
 
 Importing this imports jax and numpy only. Every name below is here and in its own module, except
-those of ``kmeans``, ``mixture``, ``normal``, ``rows`` and ``warp2d``, which mean something only
+those of ``kmeans``, ``mixture``, ``normal`` and ``warp2d``, which mean something only
 behind their module's name: ``mixture.fit``, ``warp2d.sample``.
 """
 
-from jimjax.ops import kmeans, mixture, normal, rows, warp2d
+from jimjax.ops import kmeans, mixture, normal, warp2d
 from jimjax.ops.bilateral_filters import bilateral, gradient_bilateral
 from jimjax.ops.conv import conv3d, conv_transpose3d
 from jimjax.ops.correlation import (
@@ -221,6 +221,5 @@ __all__ = [  # noqa: RUF022 a table of contents: by subject, then module
     "kmeans",
     "mixture",
     "normal",
-    "rows",
     "warp2d",
 ]

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from jimjax.ops._precision import widen
+
 VOX_UDA_SIGMA_SPACE = 120.0  # voxels; Vox-UDA, section IV-A
 VOX_UDA_SIGMA_RANGE = 1.2  # units of the gradient of a standardised volume; likewise
 OUTSIDE = 1e18  # guide beyond the box: its weight is exactly 0, its square still a float32
@@ -45,7 +47,7 @@ def bilateral(
     Reference: Tomasi & Manduchi 1998, Bilateral filtering for gray and color images; Vox-UDA,
     eq. 8.
     """
-    values = _in_float32(_as_volume(volume))
+    values = widen(_as_volume(volume))
     guide = values / jnp.asarray(sigma_range, values.dtype)
     return _average(values, (guide,), sigma_space, radius).astype(volume.dtype)
 
@@ -84,7 +86,7 @@ def gradient_bilateral(
     gradients = {"laplacian": _laplacian_gradient, "sobel": _sobel_gradient}
     if gradient not in gradients:
         raise ValueError(f'gradient must be "laplacian" or "sobel", got {gradient!r}')
-    values = _in_float32(_as_volume(volume))
+    values = widen(_as_volume(volume))
     scale = 1 / jnp.asarray(sigma_range, values.dtype)
     guide = tuple(scale * component for component in gradients[gradient](values))
     return _average(values, guide, sigma_space, radius).astype(volume.dtype)
@@ -273,7 +275,3 @@ def _as_volume(volume: jax.Array) -> jax.Array:
     if volume.ndim != 3:
         raise ValueError(f"volume must be (z, y, x), got shape {volume.shape}; vmap a batch")
     return volume if jnp.issubdtype(volume.dtype, jnp.floating) else volume.astype(float)
-
-
-def _in_float32(volume: jax.Array) -> jax.Array:
-    return volume.astype(jnp.promote_types(volume.dtype, jnp.float32))

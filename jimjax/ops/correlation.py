@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jimjax.ops import fourier, resample, wedge
+from jimjax.ops._precision import narrow, widen
 from jimjax.ops.rotation import Pose
 
 FLAT_CONTRAST = 32  # a contrast below this many float roundings of the root mean square is none
@@ -36,8 +37,10 @@ def standardize(volume: jax.Array) -> jax.Array:
     Returns:
         Same shape; zeros, with a finite gradient, if the volume is constant.
     """
-    centred = volume - jnp.mean(volume)
-    return centred * lax.rsqrt(jnp.mean(centred**2) + STANDARD_EPSILON**2)
+    wide = widen(volume)
+    centred = wide - jnp.mean(wide)
+    scaled = centred * lax.rsqrt(jnp.mean(centred**2) + STANDARD_EPSILON**2)
+    return narrow(scaled, volume)
 
 
 def pearson(a: jax.Array, b: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
@@ -58,10 +61,12 @@ def pearson(a: jax.Array, b: jax.Array, *, mask: jax.Array | None = None) -> jax
         ValueError: if shapes differ.
     """
     _check_same_shape("b", b, a.shape)
+    a, b = widen(a), widen(b)
     if mask is None:
         weights = jnp.full(a.shape, 1 / a.size, a.dtype)
     else:
         _check_same_shape("mask", mask, a.shape)
+        mask = widen(mask)
         total = mask.sum()
         weights = mask / jnp.where(total > 0, total, 1)
     centred_a, centred_b = _centre(a, weights), _centre(b, weights)
@@ -103,6 +108,7 @@ def constrained_correlation(volume: jax.Array, template: jax.Array, mask: jax.Ar
     Reference: Jim-Net, eq. 6 (there as one minus this).
     """
     _check_volumes(volume, template, mask)
+    volume, template = widen(volume), widen(template)
     weights = _spectral_weights(volume.shape, mask)
     a, b = _centred_spectrum(volume), _centred_spectrum(template)
     overlap = jnp.sum(weights * (a.real * b.real + a.imag * b.imag))
@@ -193,6 +199,7 @@ def correlation_peak(
         ValueError: if shapes disagree.
     """
     _check_volumes(a, b, mask)
+    a, b = widen(a), widen(b)
     shape = a.shape
     weights = _spectral_weights(shape, mask)
     spectrum_a, spectrum_b = _centred_spectrum(a), _centred_spectrum(b)
@@ -234,7 +241,7 @@ def _parabola(below: jax.Array, centre: jax.Array, above: jax.Array) -> tuple[ja
 
 def _spectral_weights(shape: tuple[int, ...], mask: jax.Array | None) -> jax.Array:
     weights = fourier.hermitian_weights(shape)
-    return weights if mask is None else weights * mask**2
+    return weights if mask is None else weights * widen(mask) ** 2
 
 
 def _centred_spectrum(volume: jax.Array) -> jax.Array:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jimjax.ops._precision import widen
+
 
 def gaussian(volume: jax.Array, sigma: jax.Array | float) -> jax.Array:
     """Smooths a volume with a Gaussian; at its faces the volume continues as in a mirror.
@@ -27,7 +29,7 @@ def gaussian(volume: jax.Array, sigma: jax.Array | float) -> jax.Array:
         ValueError: if the volume is not three-dimensional.
     """
     volume = _as_volume(volume)
-    sums = volume.astype(jnp.promote_types(volume.dtype, jnp.float32))
+    sums = widen(volume)
     for axis, size in enumerate(volume.shape):
         matrix = _gaussian_matrix(size, jnp.asarray(sigma, sums.dtype))
         smoothed = jnp.tensordot(matrix, sums, axes=(1, axis), precision=lax.Precision.HIGHEST)

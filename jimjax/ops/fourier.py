@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jimjax.ops._precision import narrow, widen
 from jimjax.ops.frequency import (
     axis_frequencies,
     frequencies,
@@ -62,7 +63,7 @@ def rfft(volume: jax.Array) -> jax.Array:
         ``(z, y, x // 2 + 1)``, complex. Real for a volume symmetric about voxel ``n // 2``.
     """
     _check_volume(volume)
-    return jnp.fft.rfftn(jnp.fft.ifftshift(volume))
+    return jnp.fft.rfftn(jnp.fft.ifftshift(widen(volume)))
 
 
 def irfft(spectrum: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
@@ -166,7 +167,8 @@ def bandpass(
     """
     _check_volume(volume)
     mask = bandpass_mask(volume.shape, low=low, high=high, soft=soft, norm=norm)
-    return jnp.fft.irfftn(jnp.fft.rfftn(volume) * mask, s=volume.shape)
+    filtered = jnp.fft.irfftn(jnp.fft.rfftn(widen(volume)) * mask, s=volume.shape)
+    return narrow(filtered, volume)
 
 
 def spectral_pool_matrix(size: int, keep: int, out: int) -> np.ndarray:
@@ -229,11 +231,12 @@ def spectral_pool(volume: jax.Array, *, keep: int, out: int) -> jax.Array:
 
 def _multiply_axes(volume: jax.Array, matrices: list[np.ndarray]) -> jax.Array:
     """Applies one matrix along each spatial axis."""
-    z, y, x = (jnp.asarray(matrix, volume.dtype) for matrix in matrices)
+    wide = widen(volume)
+    z, y, x = (jnp.asarray(matrix, wide.dtype) for matrix in matrices)
     highest = lax.Precision.HIGHEST
-    volume = jnp.einsum("ax,zyx...->zya...", x, volume, precision=highest)
-    volume = jnp.einsum("ay,zyx...->zax...", y, volume, precision=highest)
-    return jnp.einsum("az,zyx...->ayx...", z, volume, precision=highest)
+    wide = jnp.einsum("ax,zyx...->zya...", x, wide, precision=highest)
+    wide = jnp.einsum("ay,zyx...->zax...", y, wide, precision=highest)
+    return narrow(jnp.einsum("az,zyx...->ayx...", z, wide, precision=highest), volume)
 
 
 def fourier_resize(volume: jax.Array, size: int | tuple[int, int, int]) -> jax.Array:

@@ -76,7 +76,7 @@ def _shell_sums(x: jax.Array, step: int) -> jax.Array:
     """Sums of the neighbours at each of the four distances, as channels side by side."""
     size = x.shape[1:4]
     spatial = ((0, 0), (step, step), (step, step), (step, step), (0, 0))
-    padded = jnp.pad(x, spatial)
+    padded = jnp.pad(x.astype(_accumulator(x)), spatial)
 
     def pair(a: jax.Array, axis: int) -> jax.Array:
         before = jax.lax.slice_in_dim(a, 0, size[axis - 1], axis=axis)
@@ -92,7 +92,8 @@ def _shell_sums(x: jax.Array, step: int) -> jax.Array:
     plane_corners = pair(row_pair, 2)
     faces = centre(plane_faces, 1) + pair(plane_centre, 1)
     edges = centre(plane_corners, 1) + pair(plane_faces, 1)
-    return jnp.concatenate([x, faces, edges, pair(plane_corners, 1)], axis=-1)
+    shells = [faces, edges, pair(plane_corners, 1)]
+    return jnp.concatenate([x, *(sums.astype(x.dtype) for sums in shells)], axis=-1)
 
 
 def isotropic_kernel(kernel: jax.Array) -> jax.Array:

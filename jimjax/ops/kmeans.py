@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jimjax.ops import rows
+from jimjax.ops import _rows as rows
 
 
 class KMeans(NamedTuple):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jimjax.ops._precision import narrow, widen
 from jimjax.ops.rotation import Pose
 
 
@@ -20,7 +21,9 @@ def l2_normalize(features: jax.Array, *, eps: float = 1e-6) -> jax.Array:
     Returns:
         Same shape; lengths in [0, 1).
     """
-    return features * lax.rsqrt(jnp.sum(features**2, axis=-1, keepdims=True) + eps)
+    wide = widen(features)
+    scaled = wide * lax.rsqrt(jnp.sum(wide**2, axis=-1, keepdims=True) + eps)
+    return narrow(scaled, features)
 
 
 def global_correlation(source: jax.Array, target: jax.Array) -> jax.Array:

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jimjax.ops import kmeans, normal, rows
+from jimjax.ops import _rows as rows
+from jimjax.ops import kmeans, normal
 from jimjax.ops.normal import Covariance, Statistics
 
 EMPTY_COUNT = 1e-2  # a component holding less than this many rows of mean weight is re-seeded

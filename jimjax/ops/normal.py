@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import solve_triangular
 
-from jimjax.ops import rows
+from jimjax.ops import _rows as rows
+from jimjax.ops._precision import widen
 
 Covariance = Literal["full", "diagonal", "tied"]
 
@@ -107,6 +108,7 @@ def log_densities(x: jax.Array, means: jax.Array, covariances: jax.Array) -> jax
     """
     x = rows.as_table(x, num_features=means.shape[-1])
     kind = covariance_kind(means, covariances)
+    means, covariances = widen(means), widen(covariances)
     # Far from the origin the digits go to the offset.
     middle = means.mean(axis=0)
     x, means = x - middle, means - middle

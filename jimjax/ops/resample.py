@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from jimjax.ops._precision import narrow, widen
 from jimjax.ops.rotation import Pose
 from jimjax.ops.spline import SPLINE_MARGIN, spline_prefilter
 
@@ -165,15 +166,16 @@ def fourier_shift(volume: jax.Array, shift: jax.Array) -> jax.Array:
         ValueError: if the volume is not three-dimensional.
     """
     volume = _as_volume(volume)
-    spectrum = jnp.fft.rfftn(volume)
-    for axis, distance in zip((2, 1, 0), jnp.asarray(shift), strict=True):
+    wide = widen(volume)
+    spectrum = jnp.fft.rfftn(wide)
+    for axis, distance in zip((2, 1, 0), widen(shift), strict=True):
         size = volume.shape[axis]
         numbers = np.fft.rfftfreq(size) if axis == 2 else np.fft.fftfreq(size)
-        angle = -2 * jnp.pi * jnp.asarray(numbers, volume.dtype) * distance
+        angle = -2 * jnp.pi * jnp.asarray(numbers, wide.dtype) * distance
         imaginary = jnp.where(jnp.abs(numbers) == 0.5, 0.0, jnp.sin(angle))
         phase = lax.complex(jnp.cos(angle), imaginary)
         spectrum = spectrum * jnp.expand_dims(phase, [a for a in range(3) if a != axis])
-    return jnp.fft.irfftn(spectrum, s=volume.shape)
+    return narrow(jnp.fft.irfftn(spectrum, s=volume.shape), volume)
 
 
 def _as_volume(volume: jax.Array) -> jax.Array:
@@ -200,8 +202,9 @@ def _resample(
     boundary: str,
 ) -> jax.Array:
     """Samples ``volume(matrix @ (p - shift))`` at every voxel p."""
-    volume = _as_volume(volume)
+    given = _as_volume(volume)
     _check_options(order, fill, boundary)
+    volume = widen(given)
     dtype = jnp.result_type(matrix.dtype, shift_xyz.dtype, jnp.float32)
     positions = _source_positions(
         volume.shape, matrix.astype(dtype), shift_xyz.astype(dtype), order, boundary
@@ -212,7 +215,7 @@ def _resample(
         values = fill + _sample(3, coefficients, *positions)
     else:
         values = _sample(order, _surround(volume, fill, boundary), *positions)
-    return values.reshape(volume.shape)
+    return narrow(values.reshape(volume.shape), given)
 
 
 def _check_options(order: int, fill: jax.Array | float, boundary: str) -> None:

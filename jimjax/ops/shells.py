@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jimjax.ops import frequency
+from jimjax.ops._precision import widen
 
 FSC_GOLD_STANDARD = 0.143  # Rosenthal & Henderson 2003
 
@@ -97,6 +98,7 @@ def fourier_shell_correlation(
     for name, other in (("b", b), ("mask", mask)):
         if other is not None and jnp.shape(other) != jnp.shape(a):
             raise ValueError(f"{name} must have a's shape {a.shape}, got {jnp.shape(other)}")
+    a, b = widen(a), widen(b)
     if mask is not None:
         a, b = a * mask, b * mask
     # The origin cancels in A conj B.

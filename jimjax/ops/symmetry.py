@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from jimjax.ops import resample
+from jimjax.ops._precision import narrow, widen
 from jimjax.ops.rotation import geodesic_angle, super_fibonacci
 
 GOLDEN_RATIO = (1 + np.sqrt(5)) / 2
@@ -217,18 +218,19 @@ def symmetrize(volume: jax.Array, group: jax.Array, *, order: int = 1) -> jax.Ar
             ``order`` is not 0, 1 or 3.
     """
     _check_group(group)
+    wide = widen(volume)
 
     # The checkpoint keeps autodiff from saving the positions of every copy.
     @jax.checkpoint
     def turn(element: jax.Array) -> jax.Array:
-        return resample.rotate(volume, element, order=order)
+        return resample.rotate(wide, element, order=order)
 
     def add(total: jax.Array, element: jax.Array) -> tuple[jax.Array, None]:
         return total + turn(element), None
 
     copy = jax.eval_shape(turn, group[0])
     total, _ = lax.scan(add, jnp.zeros(copy.shape, copy.dtype), group)
-    return total / len(group)
+    return narrow(total / len(group), volume)
 
 
 def _check_group(group: jax.Array) -> None:

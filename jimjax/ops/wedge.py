@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jimjax.ops import fourier, frequency
+from jimjax.ops._precision import narrow, widen
 
 NYQUIST = 0.5  # cycles per voxel
 EDGE_TOLERANCE = 1e-5  # distance to the wedge's face relative to |k|: float32 rotation error
@@ -136,7 +137,8 @@ def apply_mask(volume: jax.Array, mask: jax.Array) -> jax.Array:
         ValueError: if the mask does not fit the volume.
     """
     _check_mask("mask", mask, volume)
-    return jnp.fft.irfftn(jnp.fft.rfftn(volume) * mask, s=volume.shape)
+    filtered = jnp.fft.irfftn(jnp.fft.rfftn(widen(volume)) * widen(mask), s=volume.shape)
+    return narrow(filtered, volume)
 
 
 def impute(
@@ -162,9 +164,11 @@ def impute(
         raise ValueError(f"other must have volume's shape {volume.shape}, got {other.shape}")
     _check_mask("volume_mask", volume_mask, volume)
     _check_mask("other_mask", other_mask, volume)
-    own = jnp.fft.rfftn(volume) * volume_mask
-    borrowed = jnp.fft.rfftn(other) * ((1 - volume_mask) * other_mask)
-    return jnp.fft.irfftn(own + borrowed, s=volume.shape)
+    own_mask = widen(volume_mask)
+    own = jnp.fft.rfftn(widen(volume)) * own_mask
+    borrowed = jnp.fft.rfftn(widen(other)) * ((1 - own_mask) * widen(other_mask))
+    filled = jnp.fft.irfftn(own + borrowed, s=volume.shape)
+    return narrow(filled, volume)
 
 
 def _check_mask(name: str, mask: jax.Array, volume: jax.Array) -> None:

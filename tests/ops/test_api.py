@@ -24,8 +24,9 @@ def _public(module: ModuleType) -> dict[str, object]:
 MODULES = [
     importlib.import_module(f"jimjax.ops.{info.name}")
     for info in pkgutil.iter_modules(ops.__path__)
+    if not info.name.startswith("_")
 ]
-BEHIND_THEIR_MODULE = (ops.kmeans, ops.mixture, ops.normal, ops.rows, ops.warp2d)
+BEHIND_THEIR_MODULE = (ops.kmeans, ops.mixture, ops.normal, ops.warp2d)
 LISTED = {name: getattr(ops, name) for name in ops.__all__} | {
     f"{module.__name__.rpartition('.')[2]}.{name}": value
     for module in BEHIND_THEIR_MODULE

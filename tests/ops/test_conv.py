@@ -136,7 +136,7 @@ def test_even_and_unequal_kernels_agree_with_xla(taps, key):
     np.testing.assert_allclose(out, _xla(x, kernel, 2, 1, "same"), atol=1e-5)
 
 
-def test_eager_jit_and_vmap_agree(compiled, key):
+def test_jit_and_vmap_agree(compiled, key):
     x, kernel = _operands(key, (7, 8, 9), 3, 4)
     expected = _slow_conv3d(x, kernel, np.array(1), np.array(1), "same")
     np.testing.assert_allclose(compiled(conv3d)(x, kernel), expected, atol=1e-5)
@@ -252,7 +252,7 @@ def test_transpose_of_a_constant_is_constant_where_taps_share_out_evenly():
     assert out[0, 0, 0, 0, 0] == 1
 
 
-def test_transpose_eager_jit_and_vmap_agree(compiled, key):
+def test_transpose_jit_and_vmap_agree(compiled, key):
     x, kernel = _operands(key, (3, 4, 3), 2, 3, taps=(4, 4, 4))
     expected = _slow_conv_transpose3d(x, kernel, np.array(2), "same")
     out = compiled(lambda x, kernel: conv_transpose3d(x, kernel, stride=2))(x, kernel)

@@ -54,7 +54,7 @@ def test_log_densities_agree_with_scipy(kind, offset):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_eager_and_compiled_densities_agree(kind, compiled):
+def test_a_batch_of_one_has_the_same_densities(kind, compiled):
     arguments = _float32(_table(1)[0], MEANS, _covariances(kind)[0])
     expected = jax.jit(normal.log_densities)(*arguments)
     found = compiled(normal.log_densities)(*arguments)

@@ -114,7 +114,7 @@ def test_boundaries_agree_with_scipy(shape, order, boundary):
         np.testing.assert_allclose(move(volume, moved_pose), expected, atol=atol)
 
 
-def test_boundaries_eager_jit_and_vmap_agree(compiled):
+def test_boundaries_jit_and_vmap_agree(compiled):
     volume, pose = noise((5, 6, 7)), some_pose()
     for boundary, mode in SCIPY_MODES.items():
         move = functools.partial(resample.transform, boundary=boundary)

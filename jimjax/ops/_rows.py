@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jimjax.ops._precision import widen
+
 
 class Centred(NamedTuple):
     """Rows about their mean, so that float32 covariances are right far from the origin.
@@ -46,7 +48,7 @@ def as_table(x: jax.Array, *, num_features: int | None = None) -> jax.Array:
             f"x must be a table (rows, features) with {wanted} features, got shape {shape}; "
             "flatten each example to one row"
         )
-    return jnp.asarray(x, jnp.promote_types(jnp.asarray(x).dtype, jnp.float32))
+    return widen(x)
 
 
 def centre(x: jax.Array, weights: jax.Array | None, *, axis_name: str | None = None) -> Centred:
