@@ -48,14 +48,14 @@ def key() -> jax.Array:
     return jax.random.key(0)
 
 
-@pytest.fixture(params=["jit", "vmap"])
-def compiled(request: pytest.FixtureRequest) -> Callable[[Callable], Callable]:
-    """Wraps a function of arrays: under jit, or as a batch of one under jit and vmap.
+@pytest.fixture
+def compiled() -> Callable[[Callable], Callable]:
+    """Wraps a function of arrays, to be run as a batch of one under jit and vmap.
 
-    Bind static options first, with ``functools.partial``. That every op does the same eagerly,
-    one compilation for each primitive, is tested once, in ``tests/ops/test_battery.py``.
+    Bind static options first, with ``functools.partial``. That every op does the same without
+    the batch, and eagerly, is tested once for each, in ``tests/ops/test_battery.py``.
     """
-    return {"jit": jax.jit, "vmap": _vmap_of_one}[request.param]
+    return _vmap_of_one
 
 
 def _vmap_of_one(fn: Callable) -> Callable:
