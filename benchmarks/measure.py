@@ -7,6 +7,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
@@ -19,6 +20,11 @@ def pin() -> None:
         os.environ[variable] = "1"
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def share() -> None:
+    """Lets jax and torch use one accelerator together."""
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
 
 
 def interleaved_medians(
@@ -42,3 +48,39 @@ def interleaved_medians(
 
 cpu_clock = time.process_time
 wall_clock = time.perf_counter
+
+
+class Roof(NamedTuple):
+    """What the device was seen to do at best."""
+
+    bytes_per_second: float
+    flops_per_second: float
+
+    def seconds(self, num_bytes: int, flops: int) -> float:
+        """The least time for moving these bytes and doing these operations, at once."""
+        return max(num_bytes / self.bytes_per_second, flops / self.flops_per_second)
+
+
+def find_roof(clock: Callable[[], float], *, array_bytes: int = 2**28, order: int = 2048) -> Roof:
+    """Measures the roof of jax's device: a copy of an array, a product of float32 matrices."""
+    import jax  # not before pin() or share()
+    import jax.numpy as jnp
+
+    @jax.jit
+    def double(x: jax.Array) -> jax.Array:
+        return 2 * x
+
+    @jax.jit
+    def product(a: jax.Array) -> jax.Array:
+        return jnp.matmul(a, a, precision="highest")
+
+    long, square = jnp.ones(array_bytes // 4), jnp.ones((order, order))
+    moved, multiplied = interleaved_medians(
+        [
+            lambda: jax.block_until_ready(double(long)),
+            lambda: jax.block_until_ready(product(square)),
+        ],
+        rounds=9,
+        clock=clock,
+    )
+    return Roof(2 * array_bytes / moved, 2 * order**3 / multiplied)

@@ -119,6 +119,8 @@ def _measured(
     # Signed distance to the nearer face of the wedge, positive outside.
     outside = across * jnp.cos(half) - along * jnp.sin(half)
     is_inside = outside <= EDGE_TOLERANCE * jnp.sqrt(kx * kx + ky * ky + kz * kz)
+    if isinstance(soft, int | float) and soft == 0:  # no angles to compute
+        return is_inside.astype(outside.dtype)
     beyond = jnp.arctan2(jnp.where(is_inside, 1.0, across), jnp.where(is_inside, 1.0, along)) - half
     return jnp.where(is_inside, 1.0, fourier.raised_cosine(jnp.rad2deg(beyond), soft))
 
