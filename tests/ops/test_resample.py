@@ -11,7 +11,7 @@ import reference
 from jax.test_util import check_grads
 from scipy.spatial.transform import Rotation
 
-from jimjax.ops import resample, rotation
+from jimjax.ops import _linear, resample, rotation, spline
 from jimjax.ops.rotation import Pose
 
 SHAPES = [(16, 16, 16), (15, 15, 15), (9, 12, 15)]
@@ -213,6 +213,21 @@ def test_gradient_in_the_volume_is_the_adjoint(order, key):
     )
 
 
+@pytest.mark.parametrize("num_planes", [39, 41])  # three slabs of 13 planes, 41 of one
+@pytest.mark.parametrize("order", ORDERS)
+def test_slabs_agree_with_scipy_and_are_the_adjoint(order, num_planes):
+    shape = (num_planes, 40, 60)
+    volumes, cotangents, pose = noise((2, *shape)), noise((2, *shape), 1), some_pose()
+    assert volumes[0].size > _linear.CHUNK
+    move = jax.jit(jax.vmap(lambda volume: resample.transform(volume, pose, order=order)))
+    moved, pull = jax.vjp(move, volumes)
+    expected = [reference.transform(volume, *pose, order=order, fill=0.0) for volume in volumes]
+    np.testing.assert_allclose(moved, expected, atol=5e-5)
+    np.testing.assert_allclose(
+        jnp.vdot(moved, cotangents), jnp.vdot(volumes, pull(cotangents)[0]), rtol=1e-3
+    )
+
+
 def test_adjoint_under_jit_is_exact_at_integer_positions():
     volume = noise((16, 16, 16))
     pull = jax.jit(lambda v, pose: jax.vjp(lambda v: resample.transform(v, pose), v)[1](v)[0])
@@ -343,11 +358,11 @@ def test_fourier_shift_gradients_agree_with_finite_differences(x64):
 
 def test_spline_coefficients_interpolate_the_volume():
     volume = noise((6, 7, 8))
-    coefficients = np.asarray(resample.spline_prefilter(volume))
+    coefficients = np.asarray(spline.spline_prefilter(volume))
     for axis in range(3):
         before, after = (np.roll(coefficients, step, axis) for step in (1, -1))
         coefficients = (before + 4 * coefficients + after) / 6
-    margin = resample.SPLINE_MARGIN
+    margin = spline.SPLINE_MARGIN
     inside = tuple(slice(margin, margin + size) for size in volume.shape)
     np.testing.assert_allclose(coefficients[inside], volume, atol=1e-5)
 
@@ -356,9 +371,9 @@ def test_spline_coefficients_interpolate_the_volume():
 def test_spline_coefficients_agree_with_a_wide_border(boundary, x64):
     volume = jnp.asarray(noise((6, 1, 8)), jnp.float64)
     mode = {"nearest": "edge", "wrap": "wrap"}[boundary]
-    wide = resample.spline_prefilter(jnp.pad(volume, 30, mode=mode))
+    wide = spline.spline_prefilter(jnp.pad(volume, 30, mode=mode))
     inside = tuple(slice(30, size - 30) for size in wide.shape)
-    coefficients = resample.spline_prefilter(volume, boundary=boundary)
+    coefficients = spline.spline_prefilter(volume, boundary=boundary)
     np.testing.assert_allclose(coefficients, wide[inside], atol=1e-9)  # pole^19 at the cut
 
 
@@ -369,7 +384,7 @@ def test_unknown_boundary_is_named_and_an_idle_fill_refused():
     with pytest.raises(ValueError, match=r"boundary 'wrap' never shows it; got 0\.5"):
         resample.transform(volume, pose, boundary="wrap", fill=0.5)
     with pytest.raises(ValueError, match='"constant", "nearest" or "wrap", got \'mirror\''):
-        resample.spline_prefilter(volume, boundary="mirror")
+        spline.spline_prefilter(volume, boundary="mirror")
 
 
 def test_unknown_order_is_named():
