@@ -204,7 +204,7 @@ def correlation_peak(
     weights = _spectral_weights(shape, mask)
     spectrum_a, spectrum_b = _centred_spectrum(a), _centred_spectrum(b)
     scale = _spectral_scale(a, spectrum_a, weights) * _spectral_scale(b, spectrum_b, weights)
-    product = jnp.conj(spectrum_a) * spectrum_b
+    product = (jnp.conj(spectrum_a) * spectrum_b).at[0, 0, 0].set(0)
     if mask is not None:
         product = product * mask**2
     scores = jnp.fft.irfftn(product, s=shape) * a.size * scale
@@ -240,15 +240,16 @@ def _parabola(below: jax.Array, centre: jax.Array, above: jax.Array) -> tuple[ja
 
 
 def _spectral_weights(shape: tuple[int, ...], mask: jax.Array | None) -> jax.Array:
+    """How often each coefficient counts: not at all at k = 0."""
     weights = fourier.hermitian_weights(shape)
+    weights = jnp.where(jnp.arange(weights.size).reshape(weights.shape) == 0, 0, weights)
     return weights if mask is None else weights * widen(mask) ** 2
 
 
 def _centred_spectrum(volume: jax.Array) -> jax.Array:
-    """Spectrum without k = 0; the phase origin drops out of every product taken here."""
+    """Spectrum but for k = 0; the phase origin drops out of every product taken here."""
     # Taking the mean away first keeps float32 digits for a small contrast on a large background.
-    spectrum = jnp.fft.rfftn(volume - volume.mean(), norm="ortho")
-    return spectrum.at[0, 0, 0].set(0)
+    return jnp.fft.rfftn(volume - volume.mean(), norm="ortho")
 
 
 def _spectral_scale(volume: jax.Array, spectrum: jax.Array, weights: jax.Array) -> jax.Array:
