@@ -60,6 +60,22 @@ class LinearMap:
         )
 
 
+def linear_map(
+    apply: Callable[..., jax.Array],
+    derivative: Callable[..., jax.Array],
+    given: jax.ShapeDtypeStruct,
+    *parameters: jax.ShapeDtypeStruct,
+) -> LinearMap:
+    """A ``LinearMap`` that JAX itself transposes, of arguments of these shapes and types."""
+
+    def transpose(y: jax.Array, *values: jax.Array) -> jax.Array:
+        (x,) = jax.linear_transpose(lambda x: apply(x, *values), given)(y)
+        return x
+
+    out = jax.eval_shape(apply, given, *parameters)
+    return LinearMap(apply, transpose, derivative, given, out)
+
+
 def _transposed_derivative(
     derivative: Callable[..., jax.Array],
     given: jax.ShapeDtypeStruct,

@@ -1,9 +1,14 @@
 """Feature correlation: how two feature maps are compared to find the pose between them."""
 
+import functools
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
+from jimjax.ops._linear import LinearMap, linear_map
 from jimjax.ops._precision import narrow, widen
 from jimjax.ops.rotation import Pose
 
@@ -74,23 +79,10 @@ def local_correlation(source: jax.Array, target: jax.Array, *, radius: int) -> j
         )
     if radius < 0:
         raise ValueError(f"radius must be 0 or more voxels, got {radius}")
-    depth, height, width, channels = source.shape
-    padded = jnp.pad(target, [(radius, radius)] * 3 + [(0, 0)])
-    rows_shape = (depth, height, width + 2 * radius, channels)
-
-    # One (oz, oy) at a time: all of them at once compile for seconds and hold (2r+1)^2 copies of
-    # the target. The checkpoint keeps autodiff from saving those copies.
-    @jax.checkpoint
-    def correlate_rows(offset: jax.Array) -> jax.Array:
-        start = (radius - offset[0], radius - offset[1], 0, 0)
-        rows = lax.dynamic_slice(padded, start, rows_shape)
-        products = jnp.einsum("zyxc,zywc->zyxw", source, rows, precision=lax.Precision.HIGHEST)
-        return _band(products, 2 * radius + 1)[..., ::-1]
-
-    span = jnp.arange(-radius, radius + 1)
-    offsets = jnp.stack(jnp.meshgrid(span, span, indexing="ij"), axis=-1).reshape(-1, 2)
-    scores = lax.map(correlate_rows, offsets)  # (oz oy, z, y, x, ox)
-    return jnp.moveaxis(scores, 0, 3).reshape(depth, height, width, -1)
+    both = widen(source), widen(target)
+    dtype = jnp.result_type(*both)
+    scores = _correlate_near(radius, *(features.astype(dtype) for features in both))
+    return narrow(scores, source)
 
 
 def transform_regulariser(pose: Pose, *, radius: float) -> jax.Array:
@@ -113,6 +105,89 @@ def transform_regulariser(pose: Pose, *, radius: float) -> jax.Array:
     # |R - I|^2 = 2 (3 - tr R) on SO(3), without its cancellation near the identity.
     turn = jnp.sum((pose.rotation - jnp.eye(3, dtype=pose.rotation.dtype)) ** 2) / 5
     return 4 * jnp.pi / 3 * (turn + jnp.sum(shift**2))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _correlate_near(radius: int, source: jax.Array, target: jax.Array) -> jax.Array:
+    return _near_map(radius, source.shape, source.dtype)(source, target)
+
+
+@functools.partial(_correlate_near.defjvp, symbolic_zeros=True)
+def _correlate_near_jvp(
+    radius: int,
+    primals: tuple[jax.Array, jax.Array],
+    tangents: tuple[jax.Array | SymbolicZero, jax.Array | SymbolicZero],
+) -> tuple[jax.Array, jax.Array]:
+    """Where both change, one transposed loop answers for both: they share the band."""
+    (source, target), (source_dot, target_dot) = primals, tangents
+    shape, dtype = source.shape, source.dtype
+    out = _correlate_near(radius, source, target)
+    if isinstance(target_dot, SymbolicZero):
+        return out, _near_map(radius, shape, dtype)(source_dot, target)
+    if isinstance(source_dot, SymbolicZero):
+        return out, _near_map(radius, shape, dtype, swapped=True)(target_dot, source)
+    both_dot = jnp.stack([source_dot, target_dot])
+    return out, _near_map_of_both(radius, shape, dtype)(both_dot, source, target)
+
+
+@functools.lru_cache(maxsize=256)
+def _near_map(
+    radius: int, shape: tuple[int, ...], dtype: jnp.dtype, *, swapped: bool = False
+) -> LinearMap:
+    """Local correlation as a linear map of the source or, swapped, of the target."""
+
+    def apply(features: jax.Array, other: jax.Array) -> jax.Array:
+        source, target = (other, features) if swapped else (features, other)
+        return _correlate_rows(radius, source, target)
+
+    def derivative(
+        features: jax.Array, _: Sequence[jax.Array], tangents: Sequence[jax.Array]
+    ) -> jax.Array:
+        return _near_map(radius, shape, dtype, swapped=not swapped)(tangents[0], features)
+
+    features = jax.ShapeDtypeStruct(shape, dtype)
+    return linear_map(apply, derivative, features, features)
+
+
+@functools.lru_cache(maxsize=256)
+def _near_map_of_both(radius: int, shape: tuple[int, ...], dtype: jnp.dtype) -> LinearMap:
+    """The derivative of local correlation: linear in the changes of source and target."""
+    correlate = functools.partial(_correlate_rows, radius)
+
+    def apply(changes: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
+        return jax.jvp(correlate, (source, target), (changes[0], changes[1]))[1]
+
+    def derivative(
+        changes: jax.Array, _: Sequence[jax.Array], tangents: Sequence[jax.Array]
+    ) -> jax.Array:
+        return _correlate_near(radius, changes[0], tangents[1]) + _correlate_near(
+            radius, tangents[0], changes[1]
+        )
+
+    features = jax.ShapeDtypeStruct(shape, dtype)
+    both = jax.ShapeDtypeStruct((2, *shape), dtype)
+    return linear_map(apply, derivative, both, features, features)
+
+
+def _correlate_rows(radius: int, source: jax.Array, target: jax.Array) -> jax.Array:
+    """Rows of the source times rows of the target, of which a band is kept."""
+    depth, height, width, channels = source.shape
+    padded = jnp.pad(target, [(radius, radius)] * 3 + [(0, 0)])
+    rows_shape = (depth, height, width + 2 * radius, channels)
+
+    # One (oz, oy) at a time: all of them at once compile for seconds and hold (2r+1)^2 copies of
+    # the target. The checkpoint keeps autodiff from saving those copies.
+    @jax.checkpoint
+    def correlate_rows(offset: jax.Array) -> jax.Array:
+        start = (radius - offset[0], radius - offset[1], 0, 0)
+        rows = lax.dynamic_slice(padded, start, rows_shape)
+        products = jnp.einsum("zyxc,zywc->zyxw", source, rows, precision=lax.Precision.HIGHEST)
+        return _band(products, 2 * radius + 1)[..., ::-1]
+
+    span = jnp.arange(-radius, radius + 1)
+    offsets = jnp.stack(jnp.meshgrid(span, span, indexing="ij"), axis=-1).reshape(-1, 2)
+    scores = lax.map(correlate_rows, offsets)  # (oz oy, z, y, x, ox)
+    return jnp.moveaxis(scores, 0, 3).reshape(depth, height, width, -1)
 
 
 def _band(products: jax.Array, num_diagonals: int) -> jax.Array:
