@@ -176,31 +176,34 @@ def input_gradient(
 def kernel_gradient(
     x: jax.Array, kernel: jax.Array, cotangent: jax.Array, window: Window
 ) -> jax.Array:
-    """Sums over examples: one matrix product per in-plane tap, depth taps packed."""
+    """Sums over examples and slabs of them: all taps of a voxel as one row, one product."""
     if _is_foldable(kernel.shape, window):
         fold = functools.partial(_fold_kernel, window=window)
         volumes = _fold_volume(x, kernel.shape, window)
         gradient = kernel_gradient(volumes, fold(kernel), cotangent, UNIT_WINDOW)
         return jax.linear_transpose(fold, kernel)(gradient)[0]
-    kz, ky, kx, num_in, num_out = kernel.shape
-    in_plane = ky * kx
+    padded, num_out = _pad(x, window), kernel.shape[-1]
+    batch, depth, height, width = cotangent.shape[:4]
+    thickness = _divisor(depth, CHUNK_ROWS // max(1, height * width))
+    chunk = _divisor(batch, CHUNK_ROWS // max(1, depth * height * width))
+    step = window.strides[0]
+    reach = (thickness - 1) * step + (kernel.shape[0] - 1) * window.dilations[0] + 1
 
-    def add_chunk(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        volumes, gradient = chunk
-        gradient = gradient.reshape(-1, num_out)
-        taps = _taps(_pad(volumes, window), kernel.shape, window)
-        products = []
-        for tap in range(in_plane):
-            columns = jnp.concatenate(taps[tap::in_plane], axis=-1).reshape(-1, kz * num_in)
-            # The longer side last: the faster layout, by up to a factor of two.
-            is_wide = kz * num_in >= num_out
-            products.append(gradient.T @ columns if is_wide else (columns.T @ gradient).T)
-        return total + jnp.stack(products), None
+    def add_slab(total: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        first, plane = at
+        slab = (chunk, thickness, *cotangent.shape[2:])
+        gradient = lax.dynamic_slice(cotangent, (first, plane, 0, 0, 0), slab)
+        seen = (chunk, reach, *padded.shape[2:])
+        volumes = lax.dynamic_slice(padded, (first, plane * step, 0, 0, 0), seen)
+        columns = jnp.concatenate(_taps(volumes, kernel.shape, window), axis=-1)
+        rows = gradient.reshape(-1, num_out).T
+        return total + rows @ columns.reshape(rows.shape[1], -1), None
 
-    chunk = _chunk(x.shape[0], math.prod(cotangent.shape[1:4]))
-    zeros = jnp.zeros((in_plane, num_out, kz * num_in), x.dtype)
-    total, _ = lax.scan(add_chunk, zeros, (_split(x, chunk), _split(cotangent, chunk)))
-    return total.reshape(ky, kx, num_out, kz, num_in).transpose(3, 0, 1, 4, 2)
+    firsts, planes = jnp.arange(0, batch, chunk), jnp.arange(0, depth, thickness)
+    slabs = jnp.repeat(firsts, planes.size), jnp.tile(planes, firsts.size)
+    zeros = jnp.zeros((num_out, math.prod(kernel.shape[:4])), x.dtype)
+    total, _ = lax.scan(add_slab, zeros, slabs)
+    return total.T.reshape(kernel.shape)
 
 
 def _pad(x: jax.Array, window: Window) -> jax.Array:
@@ -236,9 +239,13 @@ def _out_shape(
 
 
 def _chunk(batch: int, rows: int) -> int:
-    """How many examples to take at a time: a divisor of the batch."""
-    wanted = max(1, CHUNK_ROWS // rows)
-    return max((s for s in range(1, batch + 1) if batch % s == 0 and s <= wanted), default=1)
+    """How many examples to take at a time."""
+    return _divisor(batch, CHUNK_ROWS // rows)
+
+
+def _divisor(size: int, most: int) -> int:
+    """The largest divisor of a size that is at most so large, or 1."""
+    return max((d for d in range(1, size + 1) if size % d == 0 and d <= most), default=1)
 
 
 def _split(x: jax.Array, chunk: int) -> jax.Array:
