@@ -33,14 +33,14 @@ class LinearMap:
         apply: of x and the parameters; returns L(p) x.
         transpose: of y and the parameters; returns L(p)^T y.
         derivative: of x, the parameters and their tangents dp; returns (dL(p)/dp dp) x. JAX
-            differentiates and transposes it.
+            differentiates and transposes it. None if there are no parameters.
         given: shape and type of x.
         out: shape and type of L(p) x.
     """
 
     apply: Callable[..., jax.Array]
     transpose: Callable[..., jax.Array]
-    derivative: Callable[..., jax.Array]
+    derivative: Callable[..., jax.Array] | None
     given: jax.ShapeDtypeStruct
     out: jax.ShapeDtypeStruct
 

@@ -5,11 +5,16 @@ the phase origin at the box centre, voxel ``n // 2``. Frequencies are cycles per
 0.5. All masks here are real and centrosymmetric, so that a masked volume stays real.
 """
 
+import functools
+import math
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jimjax.ops._linear import LinearMap
 from jimjax.ops._precision import narrow, widen
 from jimjax.ops.frequency import (
     axis_frequencies,
@@ -225,18 +230,56 @@ def spectral_pool(volume: jax.Array, *, keep: int, out: int) -> jax.Array:
         raise ValueError(
             f"volume must be (z, y, x) or (z, y, x, channel), got shape {volume.shape}"
         )
-    matrices = [spectral_pool_matrix(size, keep, out) for size in volume.shape[:3]]
-    return _multiply_axes(volume, matrices)
+    options = [(size, keep, out) for size in volume.shape[:3]]
+    return _multiply_axes(volume, spectral_pool_matrix, options)
 
 
-def _multiply_axes(volume: jax.Array, matrices: list[np.ndarray]) -> jax.Array:
-    """Applies one matrix along each spatial axis."""
+def _multiply_axes(
+    volume: jax.Array, matrix: Callable[..., np.ndarray], options: Sequence[tuple[int, ...]]
+) -> jax.Array:
+    """Applies ``matrix(*options)``, which has its own options for each axis, along that axis."""
     wide = widen(volume)
-    z, y, x = (jnp.asarray(matrix, wide.dtype) for matrix in matrices)
-    highest = lax.Precision.HIGHEST
-    wide = jnp.einsum("ax,zyx...->zya...", x, wide, precision=highest)
-    wide = jnp.einsum("ay,zyx...->zax...", y, wide, precision=highest)
-    return narrow(jnp.einsum("az,zyx...->ayx...", z, wide, precision=highest), volume)
+    return narrow(_along_axes(matrix, tuple(options), wide.shape, wide.dtype)(wide), volume)
+
+
+@functools.lru_cache(maxsize=256)
+def _along_axes(
+    matrix: Callable[..., np.ndarray],
+    options: tuple[tuple[int, ...], ...],
+    shape: tuple[int, ...],
+    dtype: jnp.dtype,
+) -> LinearMap:
+    matrices = [matrix(*own) for own in options]
+
+    def apply(x: jax.Array) -> jax.Array:
+        for axis, along in enumerate(matrices):
+            x = _multiply_axis(x, axis, along)
+        return x
+
+    def transpose(y: jax.Array) -> jax.Array:
+        for axis, along in reversed(list(enumerate(matrices))):
+            y = _multiply_axis(y, axis, along.T)
+        return y
+
+    out = (*(len(along) for along in matrices), *shape[3:])
+    return LinearMap(
+        apply,
+        transpose,
+        derivative=None,  # there are no parameters
+        given=jax.ShapeDtypeStruct(shape, dtype),
+        out=jax.ShapeDtypeStruct(out, dtype),
+    )
+
+
+def _multiply_axis(x: jax.Array, axis: int, matrix: np.ndarray) -> jax.Array:
+    along = jnp.asarray(matrix, x.dtype)
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
+    if after:
+        columns = x.reshape(math.prod(before), x.shape[axis], math.prod(after))
+        product = jnp.matmul(along, columns, precision=lax.Precision.HIGHEST)
+    else:
+        product = jnp.matmul(x, along.T, precision=lax.Precision.HIGHEST)
+    return product.reshape(*before, len(matrix), *after)
 
 
 def fourier_resize(volume: jax.Array, size: int | tuple[int, int, int]) -> jax.Array:
@@ -260,8 +303,8 @@ def fourier_resize(volume: jax.Array, size: int | tuple[int, int, int]) -> jax.A
     sizes = (size,) * 3 if isinstance(size, int) else tuple(size)
     if len(sizes) != 3 or min(sizes) < 1:
         raise ValueError(f"size must be one or three positive integers, got {size!r}")
-    matrices = [_resize_matrix(n, m) for n, m in zip(volume.shape, sizes, strict=True)]
-    return _multiply_axes(jnp.asarray(volume), matrices)
+    volume = jnp.asarray(volume)
+    return _multiply_axes(volume, _resize_matrix, list(zip(volume.shape, sizes, strict=True)))
 
 
 def _resize_matrix(size: int, out: int) -> np.ndarray:
