@@ -25,6 +25,28 @@ CONVOLVED = (  # batch, box, in, out, dilation
     (4, 16, 32, 32, 2),
 )
 
+# What keeps the ratios down, where they are near 1 or below.
+BOUNDS = {
+    "constrained_correlation": (
+        "Two real FFTs are 60 % of the forward pass, and XLA's on CPU takes 1 to 1.3 times as "
+        "long as MKL's; the rest is passes over spectra: taking the mean away, which the peer "
+        "does not do, and three sums, which XLA does not join. Sums as inner products and a loop "
+        "over the batch were tried: no faster. Cropped, the matrix products that crop take two "
+        "thirds of the time at 192^3 and run at 70 GFLOP/s."
+    ),
+    "local_correlation": (
+        "Products of rows of 16 by 20 voxels are too small to keep the core busy. A sum for each "
+        "offset was tried and is slower; one product of whole planes would waste 15/16 of itself."
+    ),
+    "conv3d": (
+        "oneDNN convolves in blocked layouts at the rate of a matrix product. Ours is one 2-D "
+        "convolution with the depth taps as channels, whose stacking is not free, and for the "
+        "kernel one matrix product for each slab of 512 voxels. Tried, slower: 27 products, all "
+        "taps as columns for the forward pass, Winograd's form, XLA's own 3-D convolution."
+    ),
+    "global_correlation": "One matrix product on both sides, near the roof on both.",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:

@@ -170,13 +170,20 @@ def markdown(report: dict) -> str:
         "| op | size | mode | peer | kind | ours (ms) | peer (ms) | ratio | of roof | max error |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for r in report["results"]:
-        lines.append(
-            f"| {r['op']} | {r['size']} | {r['mode']} | {r['peer']} | {r['kind']} "
-            f"| {1e3 * r['seconds']:.2f} | {1e3 * r['peer_seconds']:.2f} | {r['ratio']:.2f} "
-            f"| {r['roof_share']:.0%} | {r['max_error']:.0e} |"
-        )
+    lines += [_row(result) for result in report["results"]]
+    measured = dict.fromkeys(result["op"] for result in report["results"])
+    bounds = [f"- {op}: {cases.BOUNDS[op]}" for op in measured if op in cases.BOUNDS]
+    if bounds and report["is_cpu"]:
+        lines += ["", "What bounds the ops that are not well ahead:", "", *bounds]
     return "\n".join(lines) + "\n"
+
+
+def _row(r: dict) -> str:
+    return (
+        f"| {r['op']} | {r['size']} | {r['mode']} | {r['peer']} | {r['kind']} "
+        f"| {1e3 * r['seconds']:.2f} | {1e3 * r['peer_seconds']:.2f} | {r['ratio']:.2f} "
+        f"| {r['roof_share']:.0%} | {r['max_error']:.0e} |"
+    )
 
 
 def _device() -> str:
@@ -211,6 +218,7 @@ def main() -> None:
     bench = Bench("cuda" if options.gpu else "cpu", clock, roof, options.compile, options.seconds)
     report = {
         "device": _device(),
+        "is_cpu": not options.gpu,
         "versions": {
             name: importlib.metadata.version(name) for name in ("jax", "torch", "scipy", "numpy")
         },
@@ -221,7 +229,7 @@ def main() -> None:
         if options.only is None or case.op in options.only:
             for result in bench.run(case):
                 report["results"].append(result)
-                print(markdown(report).splitlines()[-1], flush=True)
+                print(_row(result), flush=True)
             jax.clear_caches()
     options.json.write_text(json.dumps(report, indent=1) + "\n")
     options.json.with_suffix(".md").write_text(markdown(report))
