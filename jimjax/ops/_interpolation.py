@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jimjax.ops._linear import CHUNK, LinearMap
+from jimjax.ops._linear import LinearMap
 from jimjax.ops.spline import SPLINE_MARGIN
 
 BOUNDARIES = ("constant", "nearest", "wrap")
 MARGINS = {0: 1, 1: 1, 3: SPLINE_MARGIN}  # order -> voxels of border around the samples
+SLAB = 2**15  # voxels whose indices and weights stay in cache
 NUM_TAPS = {0: 1, 1: 2, 3: 4}  # order -> neighbours used along each axis
 
 
@@ -106,7 +107,7 @@ class _Grid:
     def depth(self) -> int:
         """Planes of a slab: as many as fit, in equal slabs."""
         depth, height, width = self.shape
-        most = max(1, CHUNK // max(1, height * width))
+        most = max(1, SLAB // max(1, height * width))
         return max(d for d in range(1, depth + 1) if depth % d == 0 and d <= most)
 
     def by_platform(

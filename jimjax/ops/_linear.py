@@ -1,4 +1,4 @@
-"""Linear maps with a transpose of their own, which run on CPU a few examples at a time.
+"""Linear maps with a transpose of their own, which run on CPU one example at a time.
 
 JAX would transpose a gather into a scatter of everything at once, and vmap would widen every
 temporary array. On CPU fresh memory costs more than the arithmetic; here a batch is a loop
@@ -18,7 +18,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-CHUNK = 2**15  # elements of one example or, of small ones, several, that are worked on together
+LOOPED = 2**12  # elements of an example from which a batch is a loop
 
 Batched = tuple[tuple[bool, ...], ...]  # per vmap, outermost first: which operands carry its axis
 
@@ -121,12 +121,14 @@ def _abstract(*operands: Any, linear: LinearMap, batched: Batched) -> Any:
 def _run(*operands: jax.Array, linear: LinearMap, batched: Batched) -> jax.Array:
     if not batched:
         return linear.apply(*operands)
-    elements = max(math.prod(linear.given.shape), math.prod(linear.out.shape))
-    looped, widened = linear.apply, linear.apply
+    largest = max(math.prod(linear.given.shape), math.prod(linear.out.shape))
+    widened, looped = linear.apply, linear.apply
     for flags in reversed(batched):
-        looped = functools.partial(_loop, looped, flags, max(1, CHUNK // elements))
         widened = jax.vmap(widened, in_axes=_axes(flags))
-    return lax.platform_dependent(*operands, cpu=looped, default=widened)
+        looped = functools.partial(_loop, looped, flags)
+    return lax.platform_dependent(
+        *operands, cpu=looped if largest >= LOOPED else widened, default=widened
+    )
 
 
 def _axes(flags: Sequence[bool]) -> list[int | None]:
@@ -134,9 +136,9 @@ def _axes(flags: Sequence[bool]) -> list[int | None]:
 
 
 def _loop(
-    function: Callable[..., jax.Array], flags: Sequence[bool], count: int, *operands: jax.Array
+    function: Callable[..., jax.Array], flags: Sequence[bool], *operands: jax.Array
 ) -> jax.Array:
-    """Does what vmap does, ``count`` examples at a time."""
+    """Does what vmap does, one example after the other."""
 
     def one(carried: list[jax.Array]) -> jax.Array:
         rest = iter(carried)
@@ -144,8 +146,7 @@ def _loop(
             *(next(rest) if flag else x for x, flag in zip(operands, flags, strict=True))
         )
 
-    carried = [x for x, flag in zip(operands, flags, strict=True) if flag]
-    return lax.map(one, carried, batch_size=count if count > 1 else None)
+    return lax.map(one, [x for x, flag in zip(operands, flags, strict=True) if flag])
 
 
 def _jvp(

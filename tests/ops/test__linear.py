@@ -42,9 +42,9 @@ X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5)), jnp.float32)
 ANGLES, GAIN = jnp.linspace(0.3, 2, 4), jnp.float32(1.5)
 
 
-@pytest.fixture(params=[1, 6, 2**15], ids=["one at a time", "in pairs", "all at once"])
-def _chunks(request, monkeypatch):
-    monkeypatch.setattr(_linear, "CHUNK", request.param)
+@pytest.fixture(params=[1, 100], ids=["one at a time", "all at once"])
+def _batches(request, monkeypatch):
+    monkeypatch.setattr(_linear, "LOOPED", request.param)
     jax.clear_caches()
     _linear._compiled.cache_clear()
     yield
@@ -64,7 +64,7 @@ def test_called_eagerly_again_is_not_compiled_again():
     assert _linear._compiled.cache_info().misses == before
 
 
-@pytest.mark.usefixtures("_chunks")
+@pytest.mark.usefixtures("_batches")
 @pytest.mark.parametrize("axes", [(0, 0, None), (0, None, None), (None, 0, None)])
 def test_batches_are_those_of_the_formula(axes):
     operands = [x if axis == 0 else first for x, first, axis in _operands(axes)]
@@ -77,7 +77,7 @@ def _operands(axes):
     return zip((X, ANGLES, GAIN), (X[0], ANGLES[0], GAIN), axes, strict=True)
 
 
-@pytest.mark.usefixtures("_chunks")
+@pytest.mark.usefixtures("_batches")
 def test_every_pair_of_two_batches():
     def pairs(function):
         each = jax.vmap(function, in_axes=(None, 0, None))
@@ -86,7 +86,7 @@ def test_every_pair_of_two_batches():
     np.testing.assert_allclose(pairs(MAP), pairs(plain), rtol=1e-6)
 
 
-@pytest.mark.usefixtures("_chunks")
+@pytest.mark.usefixtures("_batches")
 def test_gradients_of_shared_and_of_batched_operands():
     def loss(function, x, angles, gain):
         each = jax.vmap(function, in_axes=(None, 0, None))

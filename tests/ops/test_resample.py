@@ -11,7 +11,7 @@ import reference
 from jax.test_util import check_grads
 from scipy.spatial.transform import Rotation
 
-from jimjax.ops import _linear, resample, rotation, spline
+from jimjax.ops import _interpolation, resample, rotation, spline
 from jimjax.ops.rotation import Pose
 
 SHAPES = [(16, 16, 16), (15, 15, 15), (9, 12, 15)]
@@ -218,7 +218,7 @@ def test_gradient_in_the_volume_is_the_adjoint(order, key):
 def test_slabs_agree_with_scipy_and_are_the_adjoint(order, num_planes):
     shape = (num_planes, 40, 60)
     volumes, cotangents, pose = noise((2, *shape)), noise((2, *shape), 1), some_pose()
-    assert volumes[0].size > _linear.CHUNK
+    assert volumes[0].size > _interpolation.SLAB
     move = jax.jit(jax.vmap(lambda volume: resample.transform(volume, pose, order=order)))
     moved, pull = jax.vjp(move, volumes)
     expected = [reference.transform(volume, *pose, order=order, fill=0.0) for volume in volumes]
