@@ -247,7 +247,6 @@ def maximize(
     rotations: jax.Array,
     band: Band,
     *,
-    limit: float,
     support: jax.Array,
 ) -> Model:
     """Finds the model that explains the weighted particles best.
@@ -257,7 +256,6 @@ def maximize(
         model: that they were taken with.
         rotations: as given to ``expect``.
         band: as given to ``expect``.
-        limit: of the band, cycles per box.
         support: ``(z, y, x)``, what volumes are multiplied with.
 
     Returns:
@@ -266,7 +264,7 @@ def maximize(
     precision = (1 / model.noise)[band.shells]
     spectra, masks = split_largest(statistics)
     sums = slices.insert(spectra * precision, masks * precision, rotations, band)
-    volumes = slices.solve(sums, band.box, limit) * support
+    volumes = slices.solve(sums, band) * support
     templates = slices.cut(volumes, rotations, band)
     crossed = jnp.sum((jnp.conj(templates) * spectra).real, axis=(0, 1))
     explained = jnp.sum(jnp.abs(templates) ** 2 * masks, axis=(0, 1))

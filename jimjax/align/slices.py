@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jimjax.ops import fourier
+
 OVERSAMPLING = 2  # of the transform that is interpolated; its volume is padded that often
 POWER_FLOOR = 1e-6  # of the strongest shell's signal power, where a shell shows none
 
@@ -64,9 +66,8 @@ def take_spectra(volumes: jax.Array, band: Band) -> jax.Array:
     Returns:
         ``(n, k)`` complex.
     """
-    origin_first = jnp.fft.ifftshift(jnp.asarray(volumes), axes=(1, 2, 3))
     x, y, z = band.frequencies.T  # x >= 0
-    return jnp.fft.rfftn(origin_first, axes=(1, 2, 3))[:, z, y, x]
+    return jax.vmap(fourier.rfft)(jnp.asarray(volumes))[:, z, y, x]
 
 
 def take_mask(mask: jax.Array, band: Band) -> jax.Array:
@@ -152,7 +153,7 @@ def insert(slices: jax.Array, weights: jax.Array, rotations: jax.Array, band: Ba
     return (cube + mirrored * sign).reshape(size**3, -1)
 
 
-def solve(sums: jax.Array, box: int, limit: float) -> jax.Array:
+def solve(sums: jax.Array, band: Band) -> jax.Array:
     """Divides what was inserted by its weights, with the signal's own power as prior.
 
     With numerators B and weights W in units of one over the noise's variance, the volume is
@@ -161,18 +162,17 @@ def solve(sums: jax.Array, box: int, limit: float) -> jax.Array:
 
     Args:
         sums: ``(grid^3, 3 c)`` of ``insert``, divided by the noise.
-        box: voxels of the volumes.
-        limit: cycles per box, of the band.
+        band: as given to ``insert``.
 
     Returns:
         ``(c, z, y, x)``.
     """
-    size, count = OVERSAMPLING * box, sums.shape[-1] // 3
+    box, size, count = band.box, OVERSAMPLING * band.box, sums.shape[-1] // 3
     real, imaginary, weights = jnp.moveaxis(sums.reshape(-1, 3, count), 1, 0)
     axis = (np.arange(size) - size // 2) / OVERSAMPLING
     radius = np.sqrt(sum(np.square(grid) for grid in np.meshgrid(axis, axis, axis))).ravel()
     shells = np.rint(radius).astype(int)
-    num_shells = int(limit) + 2
+    num_shells = band.num_shells + 2  # what is read reaches beyond the band by a cell
     is_inside = jnp.asarray(radius > 0)[:, None] & (weights > 0)
     safe = jnp.where(is_inside, weights, 1)
     excess = jnp.where(is_inside, (real**2 + imaginary**2) / safe - 2, 0)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jimjax.ops._divisors import largest_divisor
 from jimjax.ops._linear import LinearMap
 from jimjax.ops.spline import SPLINE_MARGIN
 
@@ -107,8 +108,7 @@ class _Grid:
     def depth(self) -> int:
         """Planes of a slab: as many as fit, in equal slabs."""
         depth, height, width = self.shape
-        most = max(1, SLAB // max(1, height * width))
-        return max(d for d in range(1, depth + 1) if depth % d == 0 and d <= most)
+        return largest_divisor(depth, SLAB // max(1, height * width))
 
     def by_platform(
         self, in_slabs: Callable[[], jax.Array], whole: Callable[[], jax.Array]

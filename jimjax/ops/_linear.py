@@ -126,9 +126,9 @@ def _run(*operands: jax.Array, linear: LinearMap, batched: Batched) -> jax.Array
     for flags in reversed(batched):
         widened = jax.vmap(widened, in_axes=_axes(flags))
         looped = functools.partial(_loop, looped, flags)
-    return lax.platform_dependent(
-        *operands, cpu=looped if largest >= LOOPED else widened, default=widened
-    )
+    if largest < LOOPED:
+        return widened(*operands)
+    return lax.platform_dependent(*operands, cpu=looped, default=widened)
 
 
 def _axes(flags: Sequence[bool]) -> list[int | None]:

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jimjax.ops._precision import widen
+
 NUM_RADII = 4  # distances of a 3^3 kernel: 0, 1, sqrt 2, sqrt 3 voxels
 SHELL_SIZES = (1, 6, 12, 8)  # taps at each distance
 
@@ -76,7 +78,7 @@ def _shell_sums(x: jax.Array, step: int) -> jax.Array:
     """Sums of the neighbours at each of the four distances, as channels side by side."""
     size = x.shape[1:4]
     spatial = ((0, 0), (step, step), (step, step), (step, step), (0, 0))
-    padded = jnp.pad(x.astype(_accumulator(x)), spatial)
+    padded = jnp.pad(widen(x), spatial)
 
     def pair(a: jax.Array, axis: int) -> jax.Array:
         before = jax.lax.slice_in_dim(a, 0, size[axis - 1], axis=axis)

@@ -12,8 +12,8 @@ from jimjax.align.joint_em import Model, Observations
 from jimjax.data.phantom import demo_phantoms, render
 from jimjax.ops import rotation
 
-BOX, LIMIT = 16, 4.5
-BAND = slices.make_band(BOX, LIMIT)
+BOX = 16
+BAND = slices.make_band(BOX, 4.5)
 SHIFTS = jnp.asarray([[0, 0, 0], [2, 0, -1], [0, -2, 1]], jnp.float32)
 LOG_PRIOR = jnp.log(jnp.array([0.6, 0.3, 0.1]))
 NUM_ROTATIONS = 20
@@ -136,9 +136,7 @@ def test_maximization_finds_volumes_and_noise(volumes, masks, power):
     observations = observe(volumes, rotations, masks, truth, power)
     start = Model(0.9 * volumes, jnp.full(BAND.num_shells, 0.5 * power), jnp.full(2, 0.5))
     _, statistics = joint_em.expect(observations, start, rotations, SHIFTS, LOG_PRIOR, BAND)
-    found = joint_em.maximize(
-        statistics, start, rotations, BAND, limit=LIMIT, support=jnp.ones((BOX,) * 3)
-    )
+    found = joint_em.maximize(statistics, start, rotations, BAND, support=jnp.ones((BOX,) * 3))
     np.testing.assert_allclose(found.noise[1:], power, rtol=0.15)
     spectra, wanted = (slices.take_spectra(v, BAND) for v in (found.volumes, volumes))
     for own, true in zip(np.asarray(spectra), np.asarray(wanted), strict=True):

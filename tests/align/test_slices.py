@@ -101,7 +101,7 @@ def test_slices_of_many_rotations_give_the_volume_back(molecule):
     rotations = rotation.super_fibonacci(300)
     taken = slices.cut(volume[None], rotations, BAND)
     sums = slices.insert(taken * 1e6, jnp.full(taken.shape, 1e6), rotations, BAND)
-    found = slices.solve(sums, BOX, 4.5)
+    found = slices.solve(sums, BAND)
     within = slices.take_spectra(found, BAND), slices.take_spectra(volume[None], BAND)
     error = np.linalg.norm(within[0] - within[1]) / np.linalg.norm(within[1])
     assert error < 0.05
@@ -116,7 +116,7 @@ def test_noise_alone_gives_next_to_nothing(molecule):
     sums = slices.insert(
         (real + 1j * imaginary) / jnp.sqrt(noise), jnp.full(shape, 1 / noise), rotations, BAND
     )
-    found = slices.solve(sums, BOX, 4.5)
+    found = slices.solve(sums, BAND)
     plain = sums[:, :1] / jnp.maximum(sums[:, 2:], 1e-3 / noise)
     left = jnp.mean(jnp.abs(slices.take_spectra(found, BAND)) ** 2)
     assert left < 0.2 * jnp.mean(plain[sums[:, 2] > 1 / noise] ** 2)

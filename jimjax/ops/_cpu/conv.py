@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jimjax.ops._divisors import largest_divisor
+
 DIMENSIONS_2D = ("NHWC", "HWIO", "NHWC")
 
 # Measured on two x86 cores with jax 0.10.2; they choose between forms of equal result.
@@ -184,8 +186,8 @@ def kernel_gradient(
         return jax.linear_transpose(fold, kernel)(gradient)[0]
     padded, num_out = _pad(x, window), kernel.shape[-1]
     batch, depth, height, width = cotangent.shape[:4]
-    thickness = _divisor(depth, CHUNK_ROWS // max(1, height * width))
-    chunk = _divisor(batch, CHUNK_ROWS // max(1, depth * height * width))
+    thickness = _chunk(depth, height * width)
+    chunk = _chunk(batch, depth * height * width)
     step = window.strides[0]
     reach = (thickness - 1) * step + (kernel.shape[0] - 1) * window.dilations[0] + 1
 
@@ -238,14 +240,9 @@ def _out_shape(
     )
 
 
-def _chunk(batch: int, rows: int) -> int:
-    """How many examples to take at a time."""
-    return _divisor(batch, CHUNK_ROWS // rows)
-
-
-def _divisor(size: int, most: int) -> int:
-    """The largest divisor of a size that is at most so large, or 1."""
-    return max((d for d in range(1, size + 1) if size % d == 0 and d <= most), default=1)
+def _chunk(count: int, rows: int) -> int:
+    """How many examples or planes of so many rows each to take at a time."""
+    return largest_divisor(count, CHUNK_ROWS // max(1, rows))
 
 
 def _split(x: jax.Array, chunk: int) -> jax.Array:
