@@ -1,5 +1,7 @@
 """conv3d against a loop in float64 and against XLA, in every form it can take on CPU."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,6 +129,18 @@ def test_gradients_are_the_adjoints(size, num_in, num_out, stride, dilation, pad
         x_gradient, kernel_gradient = pullback(g)
         np.testing.assert_allclose(np.vdot(x_gradient, u), np.vdot(forward(u, kernel), g))
         np.testing.assert_allclose(np.vdot(kernel_gradient, v), np.vdot(forward(x, v), g))
+
+
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), ((2, 1, 1), 1), ((3, 1, 1), 2)])
+def test_kernel_gradient_of_large_planes_is_the_adjoint(stride, dilation, key):
+    # Planes of 576 voxels are more than a product's rows: one slab for each of them on CPU.
+    with jax.enable_x64(True):
+        x, kernel = _operands(key, (9, 24, 24), 2, 3, dtype=jnp.float64)
+        forward = functools.partial(conv3d, stride=stride, dilation=dilation)
+        out, pullback = jax.vjp(lambda kernel: forward(x, kernel), kernel)
+        generator = np.random.default_rng(0)
+        v, g = (generator.normal(size=a.shape) for a in (kernel, out))
+        np.testing.assert_allclose(np.vdot(pullback(g)[0], v), np.vdot(forward(x, v), g))
 
 
 @pytest.mark.parametrize("taps", [(1, 1, 1), (2, 3, 1), (4, 2, 3)])
