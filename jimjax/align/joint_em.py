@@ -7,34 +7,39 @@ Nothing is decided: every particle counts in every class, rotation and shift as 
 posterior says. Both steps are matrix products of particles by coefficients by templates, over
 blocks of particles and one shift at a time, so that nothing of the size particles x templates x
 shifts is ever held.
+
+Particles are dealt into folds, and those of a fold are compared with what the other folds add up
+to: noise that went into a reference is never found again in it.
 """
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jimjax.align import slices
-from jimjax.align.slices import Band
+from jimjax.align.slices import Band, Sums, join, per_shell, split
 
 DYING = 0.3  # of an equal share of the particles, below which a class is given up
 NOISE_FLOOR = 1e-3  # of the mean noise variance, in a shell where the templates explain all
 
 
 class Observations(NamedTuple):
-    """Particles inside a band.
+    """Particles inside a band, dealt into folds of equal size.
 
     Attributes:
-        spectra: ``(n, k)`` complex, zero where not measured.
-        groups: ``(n,)`` int, which of the masks.
+        spectra: ``(f, n, k)`` complex, zero where not measured.
+        groups: ``(f, n)`` int, which of the masks.
+        is_real: ``(f, n)``, 1, or 0 for what only fills up a fold.
         masks: ``(g, k)``, 1 where measured.
     """
 
     spectra: jax.Array
     groups: jax.Array
+    is_real: jax.Array
     masks: jax.Array
 
 
@@ -42,25 +47,23 @@ class Model(NamedTuple):
     """What the particles are believed to show.
 
     Attributes:
-        volumes: ``(c, z, y, x)``, cubes.
+        grids: ``(f, c, g, g, g)`` complex, what each fold is compared with; see ``slices``.
         noise: ``(shells,)``, variance of the real part of a coefficient, also of the imaginary.
-        shares: ``(c,)``, prior probability of each class.
     """
 
-    volumes: jax.Array
+    grids: jax.Array
     noise: jax.Array
-    shares: jax.Array
 
 
 class Posterior(NamedTuple):
     """What is known of each particle.
 
     Attributes:
-        classes: ``(n, c)`` probabilities.
-        best_class: ``(n,)`` int, of the most probable pose.
-        best_rotation: ``(n,)`` int, into the rotations.
-        best_shift: ``(n,)`` int, into the shifts.
-        evidence: ``(n,)``, log of the likelihood, but for a constant of the particle.
+        classes: ``(f, n, c)`` probabilities.
+        best_class: ``(f, n)`` int, of the most probable pose.
+        best_rotation: ``(f, n)`` int, into the rotations.
+        best_shift: ``(f, n)`` int, into the shifts.
+        evidence: ``(f, n)``, log of the likelihood, but for a constant of the particle.
     """
 
     classes: jax.Array
@@ -74,18 +77,20 @@ class Statistics(NamedTuple):
     """All that the next model needs of the particles.
 
     Attributes:
-        spectra: ``(2, c, r, k)`` complex, particles moved back and weighted with their
-            posteriors; those of every other block apart, so that a class can be split.
-        masks: ``(2, c, r, k)``, their masks so weighted.
-        counts: ``(c,)``, particles of each class.
-        energy: ``(shells,)``, sum of ``|D|^2``.
+        sums: ``(f, c, g, g, g)``, particles moved back and weighted with their posteriors, and
+            their masks so weighted, both over the noise's variance.
+        counts: ``(f, c)``, particles of each class.
+        unexplained: ``(shells,)``, sum of ``|D - T|^2``.
+        crossed: ``(shells,)``, sum of ``Re conj(T) D``.
+        explained: ``(shells,)``, sum of ``|T|^2`` where measured.
         measured: ``(shells,)``, number of measured coefficients.
     """
 
-    spectra: jax.Array
-    masks: jax.Array
+    sums: Sums
     counts: jax.Array
-    energy: jax.Array
+    unexplained: jax.Array
+    crossed: jax.Array
+    explained: jax.Array
     measured: jax.Array
 
 
@@ -98,7 +103,7 @@ def expect(
     band: Band,
     *,
     temperature: jax.Array | float = 1.0,
-    block: int = 128,
+    block: int = 64,
 ) -> tuple[Posterior, Statistics]:
     """Weighs every class, rotation and shift of every particle.
 
@@ -117,45 +122,38 @@ def expect(
     Returns:
         The posterior and its sums.
     """
-    num, num_groups = len(observations.spectra), len(observations.masks)
-    templates = _make_templates(observations.masks, model, rotations, band)
-    moves = _Moves(jnp.arange(len(shifts)), jnp.conj(slices.phase_ramps(shifts, band)), log_prior)
 
-    def weigh_block(sums: tuple[jax.Array, jax.Array], own: tuple) -> tuple[tuple, Posterior]:
-        spectra, groups, is_real, fold = own
-        score = functools.partial(_score, templates, temperature, spectra, groups)
-        found = _survey(score, moves, len(spectra))
-        weighted, per_group = sums
-        moved, occupied = _add_up(score, moves, spectra, found.evidence, is_real, weighted[fold])
-        member = jax.nn.one_hot(groups, num_groups)
-        sums = weighted.at[fold].set(moved), per_group.at[fold].add(occupied.T @ member)
-        per_class = occupied.reshape(len(spectra), len(model.volumes), -1).sum(axis=2)
-        pose = found.template // len(rotations), found.template % len(rotations), found.move
-        return sums, Posterior(per_class, *pose, found.evidence)
+    def one_fold(own: tuple) -> tuple[Posterior, Statistics]:
+        return _expect_fold(
+            *own,
+            observations.masks,
+            model.noise,
+            rotations,
+            shifts,
+            log_prior,
+            band,
+            temperature=temperature,
+            block=min(block, observations.spectra.shape[1]),
+        )
 
-    fields = observations.spectra, observations.groups, jnp.ones(num)
-    blocks = tuple(_cut_blocks(field, block) for field in fields)
-    count = len(templates.rows)
-    zeros = jnp.zeros((2, *templates.rows.shape)), jnp.zeros((2, count, num_groups))
-    folds = jnp.arange(len(blocks[0])) % 2
-    (weighted, per_group), parts = lax.scan(weigh_block, zeros, (*blocks, folds))
-    posterior = jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:])[:num], parts)
+    folds = observations.spectra, observations.groups, observations.is_real, model.grids
+    posterior, statistics = lax.map(one_fold, folds)
+    return posterior, add_folds(statistics)
 
-    shape = (2, len(model.volumes), len(rotations), -1)
-    real, imaginary = jnp.split(weighted, 2, axis=-1)
-    members = jnp.bincount(observations.groups, length=num_groups)
-    return posterior, Statistics(
-        (real + 1j * imaginary).reshape(shape),
-        (per_group @ observations.masks).reshape(shape),
-        posterior.classes.sum(axis=0),
-        _per_shell(jnp.sum(jnp.abs(observations.spectra) ** 2, axis=0), band),
-        _per_shell(members @ observations.masks, band),
+
+def add_folds(statistics: Statistics) -> Statistics:
+    """Adds up what is not kept for each fold; statistics with a leading fold axis."""
+    return statistics._replace(
+        **{
+            name: getattr(statistics, name).sum(axis=0)
+            for name in ("unexplained", "crossed", "explained", "measured")
+        }
     )
 
 
 class _Templates(NamedTuple):
     rows: jax.Array  # (c r, 2 k): real parts, imaginary parts
-    prior: jax.Array  # (g, c r): log prior, less half the power that the mask lets through
+    half_power: jax.Array  # (g, c r), of what the mask lets through, over the noise
     precision: jax.Array  # (k,)
 
 
@@ -172,12 +170,58 @@ class _Found(NamedTuple):
     move: jax.Array
 
 
-def _make_templates(masks: jax.Array, model: Model, rotations: jax.Array, band: Band) -> _Templates:
-    precision = (1 / model.noise)[band.shells]
-    flat = slices.cut(model.volumes, rotations, band).reshape(-1, len(band.shells))
-    power = (masks * precision) @ (jnp.abs(flat) ** 2).T
-    prior = jnp.repeat(jnp.log(model.shares), len(rotations)) - power / 2
-    return _Templates(jnp.concatenate([flat.real, flat.imag], axis=-1), prior, precision)
+def _expect_fold(
+    spectra: jax.Array,
+    groups: jax.Array,
+    is_real: jax.Array,
+    grids: jax.Array,
+    masks: jax.Array,
+    noise: jax.Array,
+    rotations: jax.Array,
+    shifts: jax.Array,
+    log_prior: jax.Array,
+    band: Band,
+    *,
+    temperature: jax.Array | float,
+    block: int,
+) -> tuple[Posterior, Statistics]:
+    num, num_groups, num_classes = len(spectra), len(masks), len(grids)
+    precision = (1 / noise)[band.shells]
+    cuts = slices.cut(grids, rotations, band)
+    flat = cuts.reshape(-1, len(band.shells))
+    half_power = (masks * precision) @ (jnp.abs(flat) ** 2).T / 2
+    templates = _Templates(split(flat), half_power, precision)
+    moves = _Moves(jnp.arange(len(shifts)), jnp.conj(slices.phase_ramps(shifts, band)), log_prior)
+
+    def weigh_block(sums: tuple[jax.Array, jax.Array], own: tuple) -> tuple[tuple, Posterior]:
+        (spectra, groups), is_real = own
+        score = functools.partial(_score, templates, temperature, spectra, groups)
+        found = _survey(score, moves, len(spectra))
+        moved, occupied = _add_up(score, moves, spectra, found.evidence, is_real, sums[0])
+        per_group = sums[1] + occupied.T @ jax.nn.one_hot(groups, num_groups)
+        per_class = occupied.reshape(len(spectra), num_classes, -1).sum(axis=2)
+        pose = found.template // len(rotations), found.template % len(rotations), found.move
+        return (moved, per_group), Posterior(per_class, *pose, found.evidence)
+
+    blocks = cut_blocks((spectra, groups), is_real, block)
+    zeros = jnp.zeros_like(templates.rows), jnp.zeros((len(flat), num_groups))
+    (moved, per_group), parts = lax.scan(weigh_block, zeros, blocks)
+    posterior = jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:])[:num], parts)
+
+    moved = join(moved).reshape(cuts.shape)
+    occupied = (per_group @ masks).reshape(cuts.shape)
+    members = jnp.zeros(num_groups).at[groups].add(is_real)
+    crossed = jnp.sum((jnp.conj(cuts) * moved).real, axis=(0, 1))
+    explained = jnp.sum(jnp.abs(cuts) ** 2 * occupied, axis=(0, 1))
+    energy = is_real @ jnp.abs(spectra) ** 2
+    return posterior, Statistics(
+        slices.insert(moved * precision, occupied * precision, rotations, band),
+        posterior.classes.sum(axis=0),
+        per_shell(energy + explained - 2 * crossed, band),
+        per_shell(crossed, band),
+        per_shell(explained, band),
+        per_shell(members @ masks, band),
+    )
 
 
 def _score(
@@ -188,13 +232,8 @@ def _score(
     move: _Moves,
 ) -> jax.Array:
     """Log of prior times likelihood of every template, at one shift: ``(n, c r)``."""
-    products = _move_back(spectra * templates.precision, move) @ templates.rows.T
-    return (products + templates.prior[groups] + move.log_prior) / temperature
-
-
-def _move_back(spectra: jax.Array, move: _Moves) -> jax.Array:
-    moved = spectra * move.back
-    return jnp.concatenate([moved.real, moved.imag], axis=-1)
+    products = split(spectra * templates.precision * move.back) @ templates.rows.T
+    return (products - templates.half_power[groups] + move.log_prior) / temperature
 
 
 def _survey(score: Callable[[_Moves], jax.Array], moves: _Moves, num: int) -> _Found:
@@ -227,67 +266,80 @@ def _add_up(
 
     def add(sums: tuple[jax.Array, jax.Array], move: _Moves) -> tuple[tuple, None]:
         share = jnp.exp(score(move) - evidence[:, None]) * is_real[:, None]
-        return (sums[0] + share.T @ _move_back(spectra, move), sums[1] + share), None
+        return (sums[0] + share.T @ split(spectra * move.back), sums[1] + share), None
 
     return lax.scan(add, (total, jnp.zeros((len(spectra), len(total)))), moves)[0]
 
 
-def _cut_blocks(field: jax.Array, block: int) -> jax.Array:
-    padded = jnp.pad(field, [(0, -len(field) % block)] + [(0, 0)] * (field.ndim - 1))
-    return padded.reshape(-1, block, *field.shape[1:])
+def cut_blocks(fields: Any, is_real: jax.Array, block: int) -> tuple[Any, jax.Array]:
+    """Cuts the first axis of all arrays into blocks; what fills up the last one is not real."""
+    missing = -len(is_real) % block
+
+    def cut(field: jax.Array, mode: str) -> jax.Array:
+        padded = jnp.pad(field, [(0, missing)] + [(0, 0)] * (field.ndim - 1), mode)
+        return padded.reshape(-1, block, *field.shape[1:])
+
+    return jax.tree.map(lambda field: cut(field, "edge"), fields), cut(is_real, "constant")
 
 
-def _per_shell(values: jax.Array, band: Band) -> jax.Array:
-    return jax.ops.segment_sum(values, band.shells, num_segments=band.num_shells)
-
-
-def maximize(
-    statistics: Statistics,
-    model: Model,
-    rotations: jax.Array,
-    band: Band,
-    *,
-    support: jax.Array,
-) -> Model:
+def maximize(statistics: Statistics, band: Band, *, radius: float) -> Model:
     """Finds the model that explains the weighted particles best.
 
     Args:
         statistics: of ``expect``.
-        model: that they were taken with.
-        rotations: as given to ``expect``.
         band: as given to ``expect``.
-        support: ``(z, y, x)``, what volumes are multiplied with.
+        radius: of the sphere that the densities are in, voxels.
 
     Returns:
-        The next model.
+        The next model; each fold's grids are made of the other folds.
     """
-    precision = (1 / model.noise)[band.shells]
-    spectra, masks = split_largest(statistics)
-    sums = slices.insert(spectra * precision, masks * precision, rotations, band)
-    volumes = slices.solve(sums, band) * support
-    templates = slices.cut(volumes, rotations, band)
-    crossed = jnp.sum((jnp.conj(templates) * spectra).real, axis=(0, 1))
-    explained = jnp.sum(jnp.abs(templates) ** 2 * masks, axis=(0, 1))
-    left = statistics.energy + _per_shell(explained - 2 * crossed, band)
-    noise = left / (2 * jnp.maximum(statistics.measured, 1))
-    noise = jnp.maximum(noise, NOISE_FLOOR * jnp.mean(noise))
-    return Model(volumes, noise, jnp.full_like(statistics.counts, 1 / len(volumes)))
+    sums = jax.tree.map(leave_one_out, split_largest(statistics))
+    folded = jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), sums)
+    grids = slices.solve(folded, band, radius=radius)
+    return Model(grids.reshape(sums.spectra.shape), estimate_noise(statistics))
 
 
-def split_largest(statistics: Statistics) -> tuple[jax.Array, jax.Array]:
-    """Sums of both folds; a class that is dying out gets one fold of the largest instead.
+def rescale(statistics: Statistics, model: Model, band: Band) -> tuple[Model, jax.Array]:
+    """Fits the strength of given references, and the noise, to the weighted particles.
+
+    Args:
+        statistics: of ``expect`` with the model.
+        model: whose grids keep their shape.
+        band: as given to ``expect``.
 
     Returns:
-        ``(c, r, k)`` complex spectra, and masks.
+        The next model, and what each shell of the grids was multiplied with, ``(shells,)``.
     """
-    counts = statistics.counts
+    crossed, explained = statistics.crossed, statistics.explained
+    gain = jnp.where(explained > 0, crossed / jnp.where(explained > 0, explained, 1), 1)
+    grids = model.grids * gain[slices.grid_shells(band)]
+    energy = statistics.unexplained - explained + 2 * crossed
+    left = energy + explained * gain**2 - 2 * crossed * gain
+    return Model(grids, estimate_noise(statistics._replace(unexplained=left))), gain
+
+
+def estimate_noise(statistics: Statistics) -> jax.Array:
+    """Variance per shell, from what is left: ``(shells,)``."""
+    noise = statistics.unexplained / (2 * jnp.maximum(statistics.measured, 1))
+    return jnp.maximum(noise, NOISE_FLOOR * jnp.mean(noise))
+
+
+def leave_one_out(parts: jax.Array) -> jax.Array:
+    """What all others add up to, along the first axis; a single one stays."""
+    return parts.sum(axis=0, keepdims=True) - parts if len(parts) > 1 else parts
+
+
+def split_largest(statistics: Statistics) -> Sums:
+    """The sums; but a class that is dying out shares the largest: every other fold each."""
+    counts = statistics.counts.sum(axis=0)
     smallest, largest = jnp.argmin(counts), jnp.argmax(counts)
     is_dying = counts[smallest] < DYING * jnp.mean(counts)
 
-    def together(folds: jax.Array) -> jax.Array:
-        first, second = folds
-        whole = first + second
-        split = whole.at[smallest].set(first[largest]).at[largest].set(second[largest])
-        return jnp.where(is_dying, split, whole)
+    def share(parts: jax.Array) -> jax.Array:
+        is_even = (jnp.arange(len(parts)) % 2 == 0).reshape(-1, *[1] * (parts.ndim - 2))
+        whole = parts[:, largest]
+        divided = parts.at[:, smallest].set(2 * whole * is_even)
+        divided = divided.at[:, largest].set(2 * whole * ~is_even)
+        return jnp.where(is_dying, divided, parts)
 
-    return together(statistics.spectra), together(statistics.masks)
+    return jax.tree.map(share, statistics.sums)

@@ -1,11 +1,11 @@
 """Central slices of a density's Fourier transform, and the density that slices add up to.
 
 A particle is described by the Fourier coefficients of one half space inside a band limit. What a
-rotated reference would measure there is read off its oversampled transform; insertion is the
-transpose of that.
+rotated reference would measure there is read off its oversampled transform, the grid; insertion
+is the transpose of that.
 """
 
-import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -14,8 +14,10 @@ import numpy as np
 
 from jimjax.ops import fourier
 
-OVERSAMPLING = 2  # of the transform that is interpolated; its volume is padded that often
-POWER_FLOOR = 1e-6  # of the strongest shell's signal power, where a shell shows none
+OVERSAMPLING = 2  # of the grid: its field of view is that many boxes wide
+PRIOR_POWER = OVERSAMPLING**3  # times the strongest class's; as many places share a coefficient
+POWER_FLOOR = 1e-6  # of the strongest shell's power, where a shell shows none
+EDGE = 3.0  # voxels over which a support falls off
 
 
 class Band(NamedTuple):
@@ -26,12 +28,31 @@ class Band(NamedTuple):
         frequencies: ``(k, 3)`` int, (x, y, z) cycles per box.
         shells: ``(k,)`` int, |k| rounded, less 1.
         num_shells: how many shells there are.
+        reach: index of the zero frequency in a grid of side ``2 reach + 1``.
     """
 
     box: int
     frequencies: np.ndarray
     shells: np.ndarray
     num_shells: int
+    reach: int
+
+    @property
+    def side(self) -> int:
+        """Places of the grid along each axis."""
+        return 2 * self.reach + 1
+
+
+class Sums(NamedTuple):
+    """What slices add up to on the grid, in one half space.
+
+    Attributes:
+        spectra: ``(..., g, g, g)`` complex, zero frequency in the middle.
+        weights: ``(..., g, g, g)``.
+    """
+
+    spectra: jax.Array
+    weights: jax.Array
 
 
 def make_band(box: int, limit: float) -> Band:
@@ -39,13 +60,13 @@ def make_band(box: int, limit: float) -> Band:
 
     Args:
         box: voxels of cubic volumes.
-        limit: cycles per box, at least 1 and less than ``box / 2``.
+        limit: cycles per box, from 1 to ``box / 2 - 1``.
 
     Raises:
         ValueError: if the limit is out of range.
     """
-    if not 1 <= limit < box / 2:
-        raise ValueError(f"limit must be from 1 to less than {box / 2}, got {limit}")
+    if not 1 <= limit <= box / 2 - 1:
+        raise ValueError(f"limit must be from 1 to {box / 2 - 1:g} cycles per box, got {limit}")
     axis = np.arange(-int(limit), int(limit) + 1)
     z, y, x = (grid.ravel() for grid in np.meshgrid(axis, axis, axis, indexing="ij"))
     radius = np.sqrt(x**2 + y**2 + z**2)
@@ -53,7 +74,7 @@ def make_band(box: int, limit: float) -> Band:
     kept = is_half & (radius <= limit)
     shells = np.maximum(np.rint(radius[kept]).astype(int), 1) - 1
     frequencies = np.stack([x, y, z], axis=-1)[kept]
-    return Band(box, frequencies, shells, int(shells.max()) + 1)
+    return Band(box, frequencies, shells, int(shells.max()) + 1, int(OVERSAMPLING * limit) + 1)
 
 
 def take_spectra(volumes: jax.Array, band: Band) -> jax.Array:
@@ -82,133 +103,263 @@ def phase_ramps(shifts: jax.Array, band: Band) -> jax.Array:
     Returns:
         ``(..., k)`` complex.
     """
-    turns = jnp.asarray(shifts) @ jnp.asarray(band.frequencies.T / band.box, jnp.float32)
+    turns = jnp.einsum(
+        "...i,ki->...k",
+        jnp.asarray(shifts),
+        jnp.asarray(band.frequencies / band.box, jnp.float32),
+        precision="highest",
+    )
     return jnp.exp(-2j * jnp.pi * turns)
 
 
-def cut(volumes: jax.Array, rotations: jax.Array, band: Band) -> jax.Array:
-    """Transforms volumes and reads them where rotated copies would be measured.
+def per_shell(values: jax.Array, band: Band) -> jax.Array:
+    """Adds up values ``(k,)`` of each shell: ``(shells,)``."""
+    return jax.ops.segment_sum(values, band.shells, num_segments=band.num_shells)
+
+
+def make_grids(volumes: jax.Array, band: Band) -> jax.Array:
+    """The oversampled transforms that slices are read from.
+
+    Args:
+        volumes: ``(c, z, y, x)``, cubes.
+        band: what will be read.
+
+    Returns:
+        ``(c, g, g, g)`` complex, zero frequency in the middle.
+    """
+    box = volumes.shape[-1]
+    size = OVERSAMPLING * box
+    low = size // 2 - box // 2
+    pads = [(low, size - box - low)] * 3
+    padded = jnp.pad(volumes / _envelope(box, box), [(0, 0), *pads])
+    return _middle(_transform(padded), band.side)
+
+
+def make_volumes(grids: jax.Array, band: Band) -> jax.Array:
+    """The volumes of grids, without what is beyond the band: ``(c, z, y, x)``."""
+    size = OVERSAMPLING * band.box
+    volumes = _transform_back(_embed(grids, size)).real
+    return _middle(volumes, band.box) * _envelope(band.box, band.box)
+
+
+def widen_grids(grids: jax.Array, band: Band) -> jax.Array:
+    """Cuts or pads grids with zeros to another band's."""
+    if grids.shape[-1] >= band.side:
+        return _middle(grids, band.side)
+    return _embed(grids, band.side)
+
+
+def grid_shells(band: Band) -> np.ndarray:
+    """The shell of every place of the grid, the last one for those beyond: ``(g, g, g)`` int."""
+    axis = np.arange(-band.reach, band.reach + 1) / OVERSAMPLING
+    distance = np.sqrt(sum(np.square(grid) for grid in np.meshgrid(axis, axis, axis)))
+    return np.clip(np.rint(distance).astype(int) - 1, 0, band.num_shells - 1)
+
+
+def cut(grids: jax.Array, rotations: jax.Array, band: Band) -> jax.Array:
+    """Reads grids where rotated copies of their volumes would be measured.
 
         T_cr(k) = V_c(R_r^T k)
 
     Args:
-        volumes: ``(c, z, y, x)``, cubes.
+        grids: ``(c, g, g, g)``.
         rotations: ``(r, 3, 3)``, reference into particle.
         band: the coefficients.
 
     Returns:
         ``(c, r, k)`` complex.
     """
-    return read(oversample(volumes), rotations, band)
+    # All classes are read at the same places: the classes of a place lie side by side.
+    values = _read(split(grids.reshape(len(grids), -1).T), _corners(rotations, band))
+    return jnp.moveaxis(join(values), -1, 0)
 
 
-def oversample(volumes: jax.Array) -> jax.Array:
-    """The transforms that ``read`` interpolates.
+def cut_own(grids: jax.Array, classes: jax.Array, rotations: jax.Array, band: Band) -> jax.Array:
+    """Reads one grid for each particle.
 
     Args:
-        volumes: ``(c, z, y, x)``, cubes.
+        grids: ``(c, g, g, g)``.
+        classes: ``(n,)`` int.
+        rotations: ``(n, r, 3, 3)``.
+        band: the coefficients.
 
     Returns:
-        ``(grid^3, 2 c)``: real parts, then imaginary parts, zero frequency at ``grid // 2``.
+        ``(n, r, k)`` complex.
     """
-    box = volumes.shape[-1]
-    low = OVERSAMPLING * box // 2 - box // 2
-    pads = [(low, (OVERSAMPLING - 1) * box - low)] * 3
-    padded = jnp.pad(volumes / _envelope(box), [(0, 0), *pads])
-    axes = (1, 2, 3)
-    spectra = jnp.fft.fftshift(jnp.fft.fftn(jnp.fft.ifftshift(padded, axes=axes), axes=axes), axes)
-    flat = spectra.reshape(len(volumes), -1).T
-    return jnp.concatenate([flat.real, flat.imag], axis=-1)
+    first = classes[:, None, None] * band.side**3
+    return join(_read(split(grids.reshape(-1, 1)), _corners(rotations, band, first)))[..., 0]
 
 
-def read(grid: jax.Array, rotations: jax.Array, band: Band) -> jax.Array:
-    """Interpolates transforms from ``oversample``; ``(c, r, k)`` complex."""
-    values = _interpolate(grid, rotations, band)
-    count = grid.shape[-1] // 2
-    return jnp.moveaxis(values[..., :count] + 1j * values[..., count:], -1, 0)
-
-
-def insert(slices: jax.Array, weights: jax.Array, rotations: jax.Array, band: Band) -> jax.Array:
-    """Adds slices up where they were measured: the transpose of ``read``.
+def insert(slices: jax.Array, weights: jax.Array, rotations: jax.Array, band: Band) -> Sums:
+    """Adds slices up where they were measured: the transpose of ``cut``.
 
     Args:
         slices: ``(c, r, k)`` complex.
         weights: ``(c, r, k)``, of each coefficient.
         rotations: ``(r, 3, 3)``.
         band: the coefficients.
-
-    Returns:
-        ``(grid^3, 3 c)``: real parts, imaginary parts and weights.
     """
-    size = OVERSAMPLING * band.box
-    values = jnp.concatenate([slices.real, slices.imag, weights])
-    grid = jax.ShapeDtypeStruct((size**3, len(values)), values.dtype)
-    add = jax.linear_transpose(lambda grid: _interpolate(grid, rotations, band), grid)
-    (half,) = add(jnp.moveaxis(values, 0, -1))
-    # The other half space is the conjugate at -k.
-    count = len(slices)
-    cube = half.reshape(size, size, size, -1)
-    mirrored = jnp.roll(cube[::-1, ::-1, ::-1], 1 - size % 2, axis=(0, 1, 2))
-    sign = np.repeat(np.float32([1, -1, 1]), count)
-    return (cube + mirrored * sign).reshape(size**3, -1)
+    values = jnp.moveaxis(jnp.concatenate([slices.real, slices.imag, weights]), 0, -1)
+    total = _write(values, _corners(rotations, band), band.side**3)
+    return _as_sums(jnp.moveaxis(total.reshape(*[band.side] * 3, 3, -1), (3, 4), (0, 1)))
 
 
-def solve(sums: jax.Array, band: Band) -> jax.Array:
-    """Divides what was inserted by its weights, with the signal's own power as prior.
-
-    With numerators B and weights W in units of one over the noise's variance, the volume is
-    ``B / (W + 2 / tau^2)``; tau^2, the power of each shell of each class, is what ``|B|^2 / W``
-    has beyond noise.
+def insert_own(
+    slices: jax.Array,
+    weights: jax.Array,
+    classes: jax.Array,
+    rotations: jax.Array,
+    band: Band,
+    *,
+    num_classes: int,
+) -> Sums:
+    """Adds slices up, each into its own class: the transpose of ``cut_own``.
 
     Args:
-        sums: ``(grid^3, 3 c)`` of ``insert``, divided by the noise.
+        slices: ``(n, r, k)`` complex.
+        weights: ``(n, r, k)``.
+        classes: ``(n,)`` int.
+        rotations: ``(n, r, 3, 3)``.
+        band: the coefficients.
+        num_classes: how many classes there are.
+    """
+    num_places = band.side**3
+    corners = _corners(rotations, band, classes[:, None, None] * num_places)
+    values = jnp.stack([slices.real, slices.imag, weights], axis=-1)
+    total = _write(values, corners, num_classes * num_places)
+    return _as_sums(jnp.moveaxis(total.reshape(num_classes, *[band.side] * 3, 3), -1, 0))
+
+
+def solve(sums: Sums, band: Band, *, radius: float) -> jax.Array:
+    """Divides what was inserted by its weights, with the signal's own power as prior.
+
+    With numerators B and weights W in units of one over the noise's variance, the transform is
+    ``B / (W + 2 / tau^2)``. The prior variance tau^2 of a shell is the same for all classes: what
+    ``|B|^2 / W`` of the strongest has beyond noise. A prior of its own would hold a class down
+    whose particles are few or not yet aligned, and so keep it from ever becoming better.
+
+    Args:
+        sums: ``(c, g, g, g)``, slices and weights divided by the noise.
         band: as given to ``insert``.
+        radius: of the sphere that the density is in, voxels.
 
     Returns:
-        ``(c, z, y, x)``.
+        Grids ``(c, g, g, g)``.
     """
-    box, size, count = band.box, OVERSAMPLING * band.box, sums.shape[-1] // 3
-    real, imaginary, weights = jnp.moveaxis(sums.reshape(-1, 3, count), 1, 0)
-    axis = (np.arange(size) - size // 2) / OVERSAMPLING
-    radius = np.sqrt(sum(np.square(grid) for grid in np.meshgrid(axis, axis, axis))).ravel()
-    shells = np.rint(radius).astype(int)
-    num_shells = band.num_shells + 2  # what is read reaches beyond the band by a cell
-    is_inside = jnp.asarray(radius > 0)[:, None] & (weights > 0)
+    count = len(sums.weights)
+    flip = (slice(None), *[slice(None, None, -1)] * 3)  # the other half: the conjugate at -k
+    spectra = (sums.spectra + jnp.conj(sums.spectra[flip])).reshape(count, -1)
+    weights = (sums.weights + sums.weights[flip]).reshape(count, -1)
+    axis = np.arange(-band.reach, band.reach + 1) / OVERSAMPLING
+    distance = np.sqrt(sum(np.square(grid) for grid in np.meshgrid(axis, axis, axis))).ravel()
+    shells = np.rint(distance).astype(int)
+    is_inside = jnp.asarray(distance > 0) & (weights > 0)
     safe = jnp.where(is_inside, weights, 1)
-    excess = jnp.where(is_inside, (real**2 + imaginary**2) / safe - 2, 0)
-    shell_sum = functools.partial(
-        jax.ops.segment_sum, segment_ids=np.minimum(shells, num_shells), num_segments=num_shells + 1
-    )
-    total = shell_sum(jnp.where(is_inside, weights, 0))
-    power = shell_sum(excess) / jnp.where(total > 0, total, 1)
-    power = jnp.maximum(power, POWER_FLOOR * jnp.max(power, axis=0) + jnp.finfo(power.dtype).tiny)
-    gain = jnp.where(is_inside, 1 / (safe + 2 / power[np.minimum(shells, num_shells)]), 0)
-    spectra = ((real + 1j * imaginary) * gain).T.reshape(count, size, size, size)
-    axes = (1, 2, 3)
-    volumes = jnp.fft.fftshift(jnp.fft.ifftn(jnp.fft.ifftshift(spectra, axes), axes=axes), axes)
-    low = size // 2 - box // 2
-    inner = slice(low, low + box)
-    return volumes.real[:, inner, inner, inner] / _envelope(box)
+    excess = jnp.where(is_inside, jnp.abs(spectra) ** 2 / safe - 2, 0)
+
+    def add_shells(values: jax.Array) -> jax.Array:
+        return jax.ops.segment_sum(values.T, shells, num_segments=int(shells.max()) + 1).T
+
+    total = add_shells(jnp.where(is_inside, weights, 0))
+    power = jnp.max(add_shells(excess) / jnp.where(total > 0, total, 1), axis=0)
+    floor = POWER_FLOOR * jnp.max(power) + jnp.finfo(power.dtype).tiny
+    prior = PRIOR_POWER * jnp.maximum(power, floor)
+    gain = jnp.where(is_inside, 1 / (safe + 2 / prior[shells]), 0)
+    return _confine((spectra * gain).reshape(sums.spectra.shape), band, radius)
 
 
-def _interpolate(grid: jax.Array, rotations: jax.Array, band: Band) -> jax.Array:
-    """Trilinear at ``R^T k``; ``(r, k, channels)``."""
-    size = OVERSAMPLING * band.box
+def split(values: jax.Array) -> jax.Array:
+    """Real parts, then imaginary parts, along the last axis."""
+    return jnp.concatenate([values.real, values.imag], axis=-1)
+
+
+def join(values: jax.Array) -> jax.Array:
+    """The inverse of ``split``."""
+    real, imaginary = jnp.split(values, 2, axis=-1)
+    return real + 1j * imaginary
+
+
+def soft_ball(distance: jax.Array | np.ndarray, radius: float) -> jax.Array:
+    """1 within a radius, falling to 0 over the next ``EDGE``, all in voxels."""
+    return fourier.raised_cosine(jnp.asarray(distance) - radius, EDGE)
+
+
+def _confine(grids: jax.Array, band: Band, radius: float) -> jax.Array:
+    """Undoes both interpolations in the density, and masks it, on a coarse lattice."""
+    size = max(band.box, band.side + 1)
+    spacing = OVERSAMPLING * band.box / size  # voxels
+    axis = (np.arange(size) - size // 2) * spacing
+    distance = np.sqrt(sum(np.square(grid) for grid in np.meshgrid(axis, axis, axis)))
+    mask = soft_ball(distance, radius) / _envelope(size, band.box, spacing) ** 2
+    densities = _transform_back(_embed(grids, size)).real
+    return _middle(_transform(densities * mask), band.side)
+
+
+def _corners(
+    rotations: jax.Array, band: Band, first: jax.Array | int = 0
+) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """The eight neighbours of ``R^T k``: their weights and places in a flat grid, ``(..., k)``."""
     frequencies = jnp.asarray(OVERSAMPLING * band.frequencies, rotations.dtype)
-    places = jnp.einsum("kj,rji->irk", frequencies, rotations, precision="highest") + size // 2
-    cells = jnp.clip(jnp.floor(places).astype(jnp.int32), 0, size - 2)
+    places = jnp.einsum("kj,...ji->i...k", frequencies, rotations, precision="highest")
+    places = places + band.reach
+    cells = jnp.clip(jnp.floor(places).astype(jnp.int32), 0, band.side - 2)
     fractions = places - cells
-    total = 0.0
     for corner in np.ndindex(2, 2, 2):
         weight, index = 1.0, 0
         for axis, step in zip((2, 1, 0), corner, strict=True):  # z, y, x
             weight = weight * (fractions[axis] if step else 1 - fractions[axis])
-            index = index * size + cells[axis] + step
-        total = total + weight[..., None] * grid.at[index].get(mode="promise_in_bounds")
+            index = index * band.side + cells[axis] + step
+        yield weight, index + first
+
+
+def _read(grid: jax.Array, corners: Iterator[tuple[jax.Array, jax.Array]]) -> jax.Array:
+    """Trilinear interpolation in a flat grid ``(places, channels)``."""
+    return sum(
+        weight[..., None] * grid.at[index].get(mode="promise_in_bounds")
+        for weight, index in corners
+    )
+
+
+def _write(
+    values: jax.Array, corners: Iterator[tuple[jax.Array, jax.Array]], num_places: int
+) -> jax.Array:
+    """The transpose of ``_read``: ``(places, channels)``."""
+    total = jnp.zeros((num_places, values.shape[-1]), values.dtype)
+    for weight, index in corners:
+        total = total.at[index].add(weight[..., None] * values, mode="promise_in_bounds")
     return total
 
 
-def _envelope(box: int) -> np.ndarray:
-    """What trilinear interpolation in the oversampled transform multiplies the volume with."""
-    axis = np.sinc((np.arange(box) - box // 2) / (OVERSAMPLING * box)) ** 2
+def _as_sums(parts: jax.Array) -> Sums:
+    real, imaginary, weights = parts
+    return Sums(real + 1j * imaginary, weights)
+
+
+def _transform(volumes: jax.Array) -> jax.Array:
+    axes = (1, 2, 3)
+    return jnp.fft.fftshift(jnp.fft.fftn(jnp.fft.ifftshift(volumes, axes), axes=axes), axes)
+
+
+def _transform_back(grids: jax.Array) -> jax.Array:
+    axes = (1, 2, 3)
+    return jnp.fft.fftshift(jnp.fft.ifftn(jnp.fft.ifftshift(grids, axes), axes=axes), axes)
+
+
+def _embed(grids: jax.Array, size: int) -> jax.Array:
+    """Pads cubes with zeros; the middle ``n // 2`` stays the middle."""
+    low = size // 2 - grids.shape[-1] // 2
+    return jnp.pad(grids, [(0, 0), *[(low, size - grids.shape[-1] - low)] * 3])
+
+
+def _middle(cubes: jax.Array, size: int) -> jax.Array:
+    """The inverse of ``_embed``."""
+    low = cubes.shape[-1] // 2 - size // 2
+    part = slice(low, low + size)
+    return cubes[:, part, part, part]
+
+
+def _envelope(size: int, box: int, spacing: float = 1.0) -> np.ndarray:
+    """What trilinear interpolation in the grid multiplies the density with."""
+    places = (np.arange(size) - size // 2) * spacing
+    axis = np.sinc(places / (OVERSAMPLING * box)) ** 2
     return (axis[:, None, None] * axis[:, None] * axis).astype(np.float32)

@@ -27,7 +27,7 @@ class ProgressLines:
         self._printed = 0.0
 
     def update(self, stage: str, step: int, num_steps: int, metrics: dict[str, float]) -> None:
-        """Takes note of a step; see ``jimjax.train.loop.Progress``."""
+        """Takes note of a step; see ``jimjax.progress.Progress``."""
         now = time.monotonic()
         left = "unknown"
         if self._first_time is None:  # the first step is mostly compilation: it tells no speed
@@ -50,7 +50,7 @@ class ProgressBar:
         self._task = bar.add_task("compiling", total=None, shown="")
 
     def update(self, stage: str, step: int, num_steps: int, metrics: dict[str, float]) -> None:
-        """Takes note of a step; see ``jimjax.train.loop.Progress``."""
+        """Takes note of a step; see ``jimjax.progress.Progress``."""
         shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self._bar.update(
             self._task, description=stage, completed=step, total=num_steps, shown=shown

@@ -90,11 +90,12 @@ class Train:
 @contextmanager
 def training_exits(folder: Path) -> Iterator[None]:
     """Turns the ends that training can come to into exit codes."""
+    from jimjax.progress import Interrupted
     from jimjax.train import loop
 
     try:
         yield
-    except loop.Interrupted as problem:
+    except Interrupted as problem:
         raise Stop(
             f"{problem}; saved in {folder}, go on with --resume", EXIT_INTERRUPTED
         ) from problem

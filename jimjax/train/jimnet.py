@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jimjax.config import RunConfig
 from jimjax.data import batches
 from jimjax.data.subtomograms import Subtomograms, normalize
+from jimjax.mesh import constrain_batch, map_batch
 from jimjax.models import functional, jimnet
 from jimjax.models.functional import Network
 from jimjax.ops import matching
@@ -20,7 +21,6 @@ from jimjax.ops.correlation import aligned_correlation
 from jimjax.ops.rotation import Pose
 from jimjax.train import em, losses
 from jimjax.train.loop import Stage
-from jimjax.train.mesh import constrain_batch, map_batch
 from jimjax.train.molecules import MoleculeConfig, observe_molecules
 from jimjax.train.state import Optimizer, TrainState, adam, network_of
 from jimjax.train.step import LossResult

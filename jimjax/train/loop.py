@@ -2,20 +2,19 @@
 
 import json
 import math
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jimjax.mesh import replicate, split_batch
 from jimjax.models.functional import Network
+from jimjax.progress import Interrupted, Progress, stop_request
 from jimjax.train.checkpoint import Checkpoints
-from jimjax.train.mesh import replicate, split_batch
 from jimjax.train.state import Optimizer, TrainState
 from jimjax.train.step import LossFunction, make_step
 
@@ -24,10 +23,6 @@ MAX_BAD_STEPS = 3  # non-finite steps in a row after which a run stops
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step and why."""
-
-
-class Interrupted(Exception):  # noqa: N818 not an error
-    """The run was asked to stop, and has saved itself."""
 
 
 class Stage(NamedTuple):
@@ -49,13 +44,6 @@ class Stage(NamedTuple):
     batches: Callable[[int, Any], Iterable[Any]]
     steps_per_epoch: int
     before_epoch: Callable[[TrainState, int, Any], tuple[Any, dict[str, float]]] | None = None
-
-
-class Progress(Protocol):
-    """Shows how far a run is."""
-
-    def update(self, stage: str, step: int, num_steps: int, metrics: dict[str, float]) -> None:
-        """Called after every step with the numbers of the whole run."""
 
 
 class Log:
@@ -113,7 +101,7 @@ def train(
     started = time.monotonic()
     first = 0  # step at which the epoch begins
     num_bad = 0  # non-finite steps in a row, also across epochs
-    with _stop_request() as is_asked_to_stop, jax.set_mesh(mesh):
+    with stop_request() as is_asked_to_stop, jax.set_mesh(mesh):
         for stage in stages:
             step = make_step(network, stage.loss, optimizer)
             for epoch in range(stage.num_epochs):
@@ -185,26 +173,3 @@ def _means(collected: list[dict[str, jax.Array]]) -> dict[str, float]:
     names = [name for name in collected[0] if name != "is_finite"]
     means = {name: float(np.mean([float(m[name]) for m in collected])) for name in names}
     return {name: value for name, value in means.items() if math.isfinite(value)}
-
-
-@contextmanager
-def _stop_request() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM and SIGINT into a question that the loop asks after each step."""
-    asked: list[int] = []
-
-    def remember(number: int, frame: Any) -> None:
-        if asked:  # a second signal means now
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    handled = (signal.SIGTERM, signal.SIGINT)
-    try:
-        before = {number: signal.signal(number, remember) for number in handled}
-    except ValueError:  # not the main thread: signals are somebody else's
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

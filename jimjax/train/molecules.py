@@ -15,10 +15,10 @@ from jax import lax
 from jax.sharding import Mesh
 
 from jimjax.data.phantom import Phantom, render
+from jimjax.mesh import map_batch
 from jimjax.ops import rotation, wedge
 from jimjax.ops.correlation import standardize
 from jimjax.ops.rotation import Pose, compose, invert
-from jimjax.train.mesh import map_batch
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from jimjax.data.subtomograms import Subtomograms, normalize
 from jimjax.io import mrc
 from jimjax.io.errors import InputError
 from jimjax.io.files import replace_file
+from jimjax.mesh import data_mesh, replicate
 from jimjax.models.functional import Network
+from jimjax.progress import Progress
 from jimjax.train import em, jimnet, loop
 from jimjax.train.checkpoint import open_checkpoints
-from jimjax.train.mesh import data_mesh, replicate
 from jimjax.train.state import TrainState, initial_state, network_of
 
 CONFIG, PROVENANCE, METRICS = "config.toml", "provenance.json", "metrics.jsonl"
@@ -73,7 +74,7 @@ def train_run(
     folder: str | Path,
     *,
     resume: bool = False,
-    progress: loop.Progress | None = None,
+    progress: Progress | None = None,
     command: str = "",
 ) -> Run:
     """Trains a Jim-Net and keeps it in a folder.
@@ -94,7 +95,7 @@ def train_run(
         InputError: if the folder holds a run and ``resume`` is off; if it holds none, or one of
             another configuration or of other particles, and ``resume`` is on; or if there are
             too few particles.
-        loop.Interrupted: after SIGTERM or SIGINT, with everything saved.
+        Interrupted: after SIGTERM or SIGINT, with everything saved.
         loop.TrainingError: if the loss stays non-finite.
     """
     folder = Path(folder)

@@ -12,10 +12,10 @@ import optax
 import pytest
 from flax import nnx
 
+from jimjax.mesh import data_mesh
 from jimjax.models import functional
 from jimjax.train.checkpoint import open_checkpoints
 from jimjax.train.loop import MAX_BAD_STEPS, Interrupted, Log, Stage, TrainingError, train
-from jimjax.train.mesh import data_mesh
 from jimjax.train.state import Optimizer, TrainState, adam, initial_state
 from jimjax.train.step import LossResult, make_step
 

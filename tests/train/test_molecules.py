@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jimjax.mesh import data_mesh
 from jimjax.ops import resample
 from jimjax.ops.correlation import standardize
-from jimjax.train.mesh import data_mesh
 from jimjax.train.molecules import MoleculeConfig, observe_molecules
 
 BOX = 24

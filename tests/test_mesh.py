@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
-from jimjax.train.mesh import AXIS, data_mesh, split_batch
+from jimjax.mesh import AXIS, data_mesh, split_batch
 
 STEPS_OF_BOTH_STAGES = """
 import json
@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jimjax.config import NetworkSection, RunConfig
 from jimjax.train import jimnet
-from jimjax.train.mesh import data_mesh, replicate, split_batch
+from jimjax.mesh import data_mesh, replicate, split_batch
 from jimjax.train.state import MAX_GRADIENT_NORM, Optimizer, initial_state
 from jimjax.train.step import make_step
 

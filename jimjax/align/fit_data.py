@@ -1,0 +1,185 @@
+"""Particles as the joint EM wants them: in a band, in folds, on all devices."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from jimjax.align import slices
+from jimjax.align.joint_em import (
+    Model,
+    Observations,
+    Posterior,
+    Statistics,
+    expect,
+    maximize,
+    rescale,
+)
+from jimjax.align.local_em import Weighed, expect_nearby
+from jimjax.align.slices import Band
+from jimjax.data.subtomograms import Subtomograms, normalize
+from jimjax.mesh import AXIS
+from jimjax.ops import wedge
+
+NUM_FOLDS = 4
+DIAMETER = 2 / 3  # of the box, where none is given
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to look for.
+
+    Attributes:
+        num_classes: how many classes.
+        max_shift: largest displacement along each axis, voxels.
+        diameter: of the particles, angstrom; two thirds of the box if None.
+        seed: of the random start.
+        block: particles at a time.
+    """
+
+    num_classes: int = 1
+    max_shift: float = 6.0
+    diameter: float | None = None
+    seed: int = 0
+    block: int = 64
+
+
+class Banded(NamedTuple):
+    """Particles inside one band, and what is computed of them there."""
+
+    band: Band
+    observations: Observations
+    expect: Callable[..., tuple[Posterior, Statistics]]
+    expect_nearby: Callable[..., tuple[Weighed, Statistics]]
+    update: Callable[[Statistics, Model], tuple[Model, jax.Array]]
+
+
+class FitData:
+    """Particles dealt into folds that the devices can share."""
+
+    def __init__(
+        self,
+        particles: Subtomograms,
+        options: Options,
+        references: np.ndarray | None,
+        mesh: Mesh,
+    ):
+        self.options, self.mesh = options, mesh
+        self.box = particles.volumes.shape[-1]
+        given = options.diameter
+        self.diameter = self.box * DIAMETER if given is None else given / particles.voxel_size
+        self.volumes = normalize(particles.volumes)
+        self.references = None
+        if references is not None:
+            grid = np.indices((self.box,) * 3) - self.box // 2
+            ball = slices.soft_ball(np.linalg.norm(grid, axis=0), self.diameter / 2)
+            self.references = normalize(references) * np.asarray(ball)
+        ranges, groups = np.unique(particles.tilt_ranges, axis=0, return_inverse=True)
+        self.groups = groups.ravel()
+        shape = (self.box,) * 3
+        self.masks = [wedge.wedge_mask(shape, jnp.asarray(each)) for each in ranges]
+        self.random = np.random.default_rng(options.seed)
+        num = len(self.volumes)
+        order = self.random.permutation(num)
+        num_folds = min(NUM_FOLDS, num)
+        size = -(-num // (num_folds * mesh.size)) * mesh.size
+        self._rows = np.concatenate([order, np.full(num_folds * size - num, -1)])
+        self._rows = self._rows.reshape(size, num_folds).T
+        self._current: tuple[float, Banded] | None = None
+
+    @property
+    def num(self) -> int:
+        """How many particles there are."""
+        return len(self.volumes)
+
+    @property
+    def num_folds(self) -> int:
+        """Into how many folds they are dealt."""
+        return len(self._rows)
+
+    def deal(self, values: np.ndarray) -> jax.Array:
+        """Puts rows of particles into folds ``(f, n, ...)``; what fills up repeats the first."""
+        return jnp.asarray(np.asarray(values)[np.maximum(self._rows, 0)])
+
+    def collect(self, folds: jax.Array) -> np.ndarray:
+        """The inverse of ``deal``."""
+        folds, is_real = np.asarray(folds), self._rows >= 0
+        values = np.empty((self.num, *folds.shape[2:]), folds.dtype)
+        values[self._rows[is_real]] = folds[is_real]
+        return values
+
+    def limit(self, cycles_per_diameter: float) -> float:
+        """The same in cycles per box."""
+        cycles = cycles_per_diameter * self.box / self.diameter
+        return float(np.clip(cycles, 1, self.box / 2 - 1))
+
+    def take(self, band: Band) -> tuple[jax.Array, jax.Array]:
+        """Spectra ``(n, k)`` of all particles inside a band, and masks ``(g, k)``."""
+        masks = jnp.stack([slices.take_mask(mask, band) for mask in self.masks])
+        take = jax.jit(functools.partial(slices.take_spectra, band=band))
+        blocks = range(0, self.num, 256)
+        spectra = jnp.concatenate([take(self.volumes[start : start + 256]) for start in blocks])
+        return spectra * masks[self.groups], masks
+
+    def at(self, cycles_per_diameter: float) -> Banded:
+        """Particles and programs of a band; the last one is kept."""
+        if self._current is None or self._current[0] != cycles_per_diameter:
+            self._current = None  # before the next one takes memory
+            self._current = cycles_per_diameter, self._prepare(self.limit(cycles_per_diameter))
+        return self._current[1]
+
+    def _prepare(self, limit: float) -> Banded:
+        band = slices.make_band(self.box, limit)
+        spectra, masks = self.take(band)
+        is_real = jnp.asarray(self._rows >= 0, jnp.float32)
+        observations = Observations(self.deal(spectra), self.deal(self.groups), is_real, masks)
+        split, whole = PartitionSpec(None, AXIS), PartitionSpec()
+        specs = Observations(split, split, split, whole)
+
+        def share(function: Callable, *others: PartitionSpec) -> Callable:
+            def on_device(*arguments: Any) -> tuple[Any, Statistics]:
+                found, statistics = function(*arguments, band=band)
+                return found, jax.lax.psum(statistics, AXIS)
+
+            return jax.jit(
+                jax.shard_map(
+                    on_device,
+                    mesh=self.mesh,
+                    in_specs=(specs, whole, *others),
+                    out_specs=(split, whole),
+                    check_vma=False,  # scans in there begin with constants
+                )
+            )
+
+        def sweep(observations, model, rotations, shifts, log_prior, temperature, band):
+            return expect(
+                observations, model, rotations, shifts, log_prior, band,
+                temperature=temperature, block=self.options.block,
+            )  # fmt: skip
+
+        def update(statistics: Statistics, model: Model) -> tuple[Model, jax.Array]:
+            if self.references is not None:
+                return rescale(statistics, model, band)
+            return maximize(statistics, band, radius=self.diameter / 2), jnp.ones(band.num_shells)
+
+        return Banded(
+            band,
+            observations,
+            share(sweep, whole, whole, whole, whole),
+            share(expect_nearby, split),
+            jax.jit(update),
+        )
+
+
+def measure(banded: Banded) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of each shell: variance as if all were noise, energy, and measured coefficients."""
+    band, (spectra, groups, is_real, masks) = banded.band, banded.observations
+    energy = jnp.sum(jnp.abs(spectra) ** 2 * is_real[..., None], axis=(0, 1))
+    members = jnp.zeros(len(masks)).at[groups].add(is_real)
+    energy, measured = (slices.per_shell(each, band) for each in (energy, members @ masks))
+    return energy / jnp.maximum(measured, 1) / 2, energy, measured

@@ -1,0 +1,329 @@
+"""What the joint EM does: it centres particles, sweeps over all poses, and looks near the best."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jimjax.align import slices
+from jimjax.align.centring import find_centres
+from jimjax.align.fit_data import Banded, FitData, measure
+from jimjax.align.fit_state import State
+from jimjax.align.joint_em import Model, Observations, Statistics
+from jimjax.align.local_em import Hypotheses, Weighed
+from jimjax.align.slices import Sums
+from jimjax.align.twins import find_twins
+from jimjax.io.errors import InputError
+from jimjax.ops.rotation import Pose, compose, super_fibonacci
+
+CENTRING_LIMIT = 1.7  # cycles per particle diameter
+FIRST_TEMPERATURE, COOLING = 2.0, 0.75  # of the log-likelihoods, and what it falls by
+MOVING_TEMPERATURE = 1.5  # below, a particle's centre follows its best shift
+SHIFT_DEVIATION = 0.09  # particle diameters, of a shift from the centre found so far
+FIRST_ANGLE_STEP, FIRST_SHIFT_STEP = np.deg2rad(6.0), 0.5  # of lattices, voxels
+TWIN_ANGLE_STEP = np.deg2rad(5.0)
+NUM_TWINS = 2
+
+
+class Sweep(NamedTuple):
+    """Iterations over a grid of rotations and shifts.
+
+    Attributes:
+        limit: of the band, cycles per particle diameter.
+        num_rotations: of the grid.
+        radius: of the shifts about the particle's centre, particle diameters.
+        step: between shifts, particle diameters.
+        iterations: how many.
+    """
+
+    limit: float
+    num_rotations: int
+    radius: float
+    step: float
+    iterations: int
+
+
+class Nearby(NamedTuple):
+    """Iterations near the poses.
+
+    Attributes:
+        limit: of the band, cycles per particle diameter.
+        iterations: how many.
+        with_twins: whether the twins of each pose are looked at too.
+    """
+
+    limit: float
+    iterations: int
+    with_twins: bool = False
+
+
+PLAN: tuple[Sweep | Nearby, ...] = (
+    Sweep(2.35, 576, 0.14, 0.07, 12),
+    Sweep(3.0, 576, 0.14, 0.07, 8),
+    Sweep(3.7, 1152, 0.095, 0.0475, 4),
+    Sweep(4.35, 1152, 0.095, 0.0475, 2),
+    Nearby(4.35, 5),
+    Nearby(4.35, 10, with_twins=True),
+    Nearby(5.7, 6),
+)
+
+REFERENCE_PLAN: tuple[Sweep | Nearby, ...] = (
+    Sweep(3.7, 1152, 0.19, 0.0475, 2),
+    Sweep(4.35, 2304, 0.19, 0.0475, 2),
+    Sweep(5.7, 4608, 0.095, 0.0475, 2),
+    Nearby(5.7, 4, with_twins=True),
+    Nearby(7.0, 4),
+)
+
+
+def begin(data: FitData, first: Sweep | Nearby) -> State:
+    """Centres, and the first references."""
+    num, num_classes = data.num, data.options.num_classes
+    band = slices.make_band(data.box, max(data.limit(CENTRING_LIMIT), 2.0))
+    spectra, masks = data.take(band)
+    found = find_centres(
+        spectra,
+        jnp.asarray(data.groups),
+        masks,
+        band,
+        max_shift=data.options.max_shift,
+        diameter=data.diameter,
+    )
+    labels = np.argsort(np.argsort(found.sizes)) * num_classes // num
+    rotations = np.asarray(super_fibonacci(num))[data.random.permutation(num)]
+    banded = data.at(first.limit)
+    if data.references is None:
+        model = _random_model(data, banded, found.shifts, labels, rotations)
+        gains = np.empty(0, np.float32)
+    else:
+        gains = _first_gains(data, banded, found.shifts)
+        model = Model(np.empty(0, np.complex64), measure(banded)[0])
+    return State(
+        np.array(0),
+        np.array(FIRST_TEMPERATURE if data.references is None else 1.0),
+        np.asarray(model.grids),
+        gains,
+        np.asarray(model.noise),
+        found.shifts,
+        labels,
+        np.eye(num_classes, dtype=np.float32)[labels],
+        rotations,
+        found.shifts,
+        np.full(num, np.inf, np.float32),
+        np.full(num, np.inf, np.float32),
+        np.full(num, -np.inf, np.float32),
+        labels[:, None],
+        rotations[:, None],
+        found.shifts[:, None],
+        np.full((num, 1), FIRST_ANGLE_STEP, np.float32),
+        np.full((num, 1), FIRST_SHIFT_STEP, np.float32),
+    )
+
+
+def _random_model(
+    data: FitData, banded: Banded, shifts: np.ndarray, labels: np.ndarray, rotations: np.ndarray
+) -> Model:
+    """References of centred particles turned at random."""
+    band, observations = banded.band, banded.observations
+    num_classes = data.options.num_classes
+    noise, energy, total = measure(banded)
+    precision = (1 / noise)[band.shells]
+    back = jnp.conj(slices.phase_ramps(data.deal(shifts), band))
+    weights = observations.is_real[..., None] * precision
+    moved = observations.spectra * back * weights
+    measured = observations.masks[observations.groups] * weights
+
+    @jax.jit
+    def insert(fold: tuple[jax.Array, ...]) -> Sums:
+        moved, measured, labels, rotations = fold
+        return slices.insert_own(
+            moved[:, None], measured[:, None], labels, rotations[:, None], band,
+            num_classes=num_classes,
+        )  # fmt: skip
+
+    sums = jax.lax.map(insert, (moved, measured, data.deal(labels), data.deal(rotations)))
+    counts, nothing = jnp.ones((data.num_folds, num_classes)), jnp.zeros(band.num_shells)
+    statistics = Statistics(sums, counts, energy, nothing, nothing, total)
+    return banded.update(statistics, Model(sums.spectra, noise))[0]
+
+
+def _first_gains(data: FitData, banded: Banded, shifts: np.ndarray) -> np.ndarray:
+    """How strong the references are in the particles, where turning them changes least."""
+    band, observations = banded.band, banded.observations
+    own = jnp.mean(slices.take_spectra(data.references, band).real, axis=0)
+    isotropic = slices.per_shell(own, band) / np.bincount(band.shells)
+    lowest = np.flatnonzero(band.shells < 2)
+    template = isotropic[band.shells][lowest]
+    back = jnp.conj(slices.phase_ramps(data.deal(shifts), band))
+    weights = observations.is_real[..., None]
+    seen = jnp.sum((observations.spectra * back * weights).real, axis=(0, 1))[lowest]
+    measured = jnp.sum(observations.masks[observations.groups] * weights, axis=(0, 1))[lowest]
+    gain = float(template @ seen / ((template**2) @ measured))
+    if gain <= 0:
+        raise InputError(
+            "the references are light where the particles are dark, or the other way round; "
+            "invert the contrast of one of them"
+        )
+    return np.full(band.num_shells, gain, np.float32)
+
+
+def model_in(data: FitData, state: State, banded: Banded) -> Model:
+    """The state's model in the band; shells beyond its own are taken to be noise."""
+    band = banded.band
+    if data.references is None:
+        fold, count = state.grids.shape[:2]
+        flat = jnp.asarray(state.grids).reshape(fold * count, *state.grids.shape[2:])
+        grids = slices.widen_grids(flat, band).reshape(fold, count, *[band.side] * 3)
+    else:
+        gains = np.pad(state.gains, (0, max(0, band.num_shells - len(state.gains))), "edge")
+        own = slices.make_grids(data.references, band) * gains[slices.grid_shells(band)]
+        grids = jnp.broadcast_to(own, (data.num_folds, *own.shape))
+    known = min(len(state.noise), band.num_shells)
+    noise = jnp.concatenate([state.noise[:known], measure(banded)[0][known:]])
+    return Model(grids, noise)
+
+
+def _keep(data: FitData, state: State, model: Model, gain: jax.Array) -> State:
+    """The state with a new model; ``gain`` is what its references were multiplied with."""
+    noise = np.asarray(model.noise)
+    if data.references is None:
+        return state._replace(grids=np.asarray(model.grids), noise=noise)
+    gains = np.pad(state.gains, (0, max(0, len(noise) - len(state.gains))), "edge")[: len(noise)]
+    return state._replace(gains=gains * np.asarray(gain), noise=noise)
+
+
+def sweep(data: FitData, banded: Banded, part: Sweep, state: State, first: int) -> Iterator[State]:
+    """Weighs all classes, rotations and shifts, and finds the next references.
+
+    Args:
+        data: particles.
+        banded: the same inside the part's band.
+        part: what to do.
+        state: to go on from.
+        first: iterations that were done when the part began.
+
+    Yields:
+        The state after each iteration.
+    """
+    band = banded.band
+    rotations = super_fibonacci(part.num_rotations)
+    grid = _shift_grid(part.radius * data.diameter, part.step * data.diameter)
+    shifts = jnp.asarray(grid, jnp.float32)
+    log_prior = jnp.asarray(
+        -0.5 * (grid**2).sum(axis=1) / (SHIFT_DEVIATION * data.diameter) ** 2, jnp.float32
+    )
+    model = model_in(data, state, banded)
+    farthest = data.options.max_shift + part.radius * data.diameter
+
+    @jax.jit
+    def centred(observations: Observations, centres: jax.Array) -> Observations:
+        ramps = jnp.conj(slices.phase_ramps(centres, band))
+        return observations._replace(spectra=observations.spectra * ramps)
+
+    while int(state.done) < first + part.iterations:
+        observations = centred(banded.observations, data.deal(state.centres))
+        posterior, statistics = banded.expect(
+            observations, model, rotations, shifts, log_prior, jnp.float32(state.temperature)
+        )
+        model, gain = banded.update(statistics, model)
+        found = jax.tree.map(data.collect, posterior)
+        temperature = max(1.0, float(state.temperature) * COOLING)
+        moved = state.centres + grid[found.best_shift]
+        is_moving = temperature < MOVING_TEMPERATURE
+        state = _keep(data, state, model, gain)._replace(
+            done=np.array(int(state.done) + 1),
+            temperature=np.array(temperature),
+            centres=np.clip(moved, -farthest, farthest) if is_moving else state.centres,
+            labels=found.best_class,
+            probabilities=found.classes,
+            rotations=np.asarray(rotations)[found.best_rotation],
+            shifts=moved,
+            evidence=found.evidence,
+        )
+        yield state
+
+
+def look_nearby(
+    data: FitData, banded: Banded, part: Nearby, state: State, first: int
+) -> Iterator[State]:
+    """Weighs rotations and shifts near the poses, and finds the next references.
+
+    Args:
+        data: particles.
+        banded: the same inside the part's band.
+        part: what to do.
+        state: to go on from.
+        first: iterations that were done when the part began.
+
+    Yields:
+        The state after each iteration.
+    """
+    model = model_in(data, state, banded)
+    if int(state.done) == first:
+        state = _suppose(data, banded, part, state, model)
+    hypotheses = Hypotheses(*(data.deal(field) for field in state[-len(Hypotheses._fields) :]))
+    while int(state.done) < first + part.iterations:
+        weighed, statistics = banded.expect_nearby(banded.observations, model, hypotheses)
+        model, gain = banded.update(statistics, model)
+        hypotheses = weighed.hypotheses
+        found = jax.tree.map(data.collect, weighed)
+        own = _pick(found, found.evidence.argmax(axis=1))
+        state = _keep(data, state, model, gain)._replace(
+            done=np.array(int(state.done) + 1),
+            labels=own.hypotheses.classes,
+            rotations=own.hypotheses.rotations,
+            shifts=own.hypotheses.shifts,
+            angle_deviations=own.angle_deviations,
+            shift_deviations=own.shift_deviations,
+            evidence=own.evidence,
+            nearby_classes=found.hypotheses.classes,
+            nearby_rotations=found.hypotheses.rotations,
+            nearby_shifts=found.hypotheses.shifts,
+            angle_steps=found.hypotheses.angle_steps,
+            shift_steps=found.hypotheses.shift_steps,
+        )
+        yield state
+
+
+def _pick(weighed: Weighed, chosen: np.ndarray) -> Weighed:
+    """One hypothesis of each particle; fields without folds."""
+    rows = np.arange(len(chosen))
+    return jax.tree.map(lambda field: field[rows, chosen], weighed)
+
+
+def _suppose(data: FitData, banded: Banded, part: Nearby, state: State, model: Model) -> State:
+    """Looks around the pose of each particle, and if asked for, around its twins."""
+    rows = np.arange(data.num)
+    # What is known of the best hypothesis is kept; the first time all are alike.
+    same = np.all(state.nearby_rotations == state.rotations[:, None], axis=(2, 3))
+    kept = [steps[rows, same.argmax(axis=1)] for steps in (state.angle_steps, state.shift_steps)]
+    found = [Pose(jnp.asarray(state.rotations), jnp.asarray(state.shifts, jnp.float32))]
+    steps = [kept]
+    if part.with_twins:
+        twins = find_twins(
+            model.grids[0], banded.band, num_twins=NUM_TWINS, max_shift=0.1 * data.diameter
+        )
+        for number in range(NUM_TWINS):
+            own = Pose(*(field[state.labels, number] for field in twins.poses))
+            found.append(jax.vmap(compose)(found[0], own))
+            steps.append([np.full(data.num, step) for step in (TWIN_ANGLE_STEP, FIRST_SHIFT_STEP)])
+    rotations, shifts = (np.stack(fields, axis=1) for fields in zip(*found, strict=True))
+    angle_steps, shift_steps = (
+        np.stack(fields, axis=1).astype(np.float32) for fields in zip(*steps, strict=True)
+    )
+    return state._replace(
+        nearby_classes=np.repeat(state.labels[:, None], len(found), axis=1),
+        nearby_rotations=rotations,
+        nearby_shifts=shifts,
+        angle_steps=angle_steps,
+        shift_steps=shift_steps,
+    )
+
+
+def _shift_grid(radius: float, step: float) -> np.ndarray:
+    count = int(radius / step + 1e-6)
+    axis = np.arange(-count, count + 1) * step
+    grid = np.stack(np.meshgrid(axis, axis, axis), axis=-1).reshape(-1, 3)
+    return grid[np.linalg.norm(grid, axis=1) <= radius * (1 + 1e-6)]
