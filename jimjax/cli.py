@@ -12,7 +12,9 @@ from typing import Any
 
 import tyro
 
+from jimjax.commands.align import Align, Refine
 from jimjax.commands.average import Average
+from jimjax.commands.benchmark import Benchmark
 from jimjax.commands.demo import Demo
 from jimjax.commands.doctor import Doctor
 from jimjax.commands.evaluate import Evaluate
@@ -26,12 +28,15 @@ from jimjax.commands.train import Train
 COMMANDS = {
     "doctor": Doctor,
     "simulate": Simulate,
+    "align": Align,
+    "refine": Refine,
     "train": Train,
     "predict": Predict,
     "average": Average,
     "evaluate": Evaluate,
     "report": Report,
     "demo": Demo,
+    "benchmark": Benchmark,
     "import": Import,
 }
 EXIT_FAILED, EXIT_MISTAKE, EXIT_KILLED = 1, 2, 130

@@ -18,7 +18,9 @@ from jimjax.align.fit_state import State, Store, fingerprint
 from jimjax.align.fit_steps import (
     PLAN,
     REFERENCE_PLAN,
+    REFINE_PLAN,
     Nearby,
+    Start,
     Sweep,
     begin,
     look_nearby,
@@ -64,6 +66,7 @@ def fit(
     options: Options,
     *,
     references: np.ndarray | None = None,
+    start: Start | None = None,
     folder: Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -80,11 +83,13 @@ def fit(
         particles: their poses and classes, if they have any, are not read.
         options: what to look for.
         references: ``(num_classes, z, y, x)`` of the particles' box and contrast.
+        start: classes and poses to begin with instead of random ones; not with references.
         folder: where the state is kept after every iteration; nowhere if None.
         resume: go on from the state in the folder; the outcome is that of an uninterrupted run.
         progress: told of every iteration.
         mesh: devices that share the particles; all of them if None.
-        plan: what to do; ``PLAN``, or with references ``REFERENCE_PLAN``, if None.
+        plan: what to do; ``PLAN`` if None, with references ``REFERENCE_PLAN``, with a start
+            ``REFINE_PLAN``.
         watch: told of every iteration's state.
 
     Returns:
@@ -98,13 +103,14 @@ def fit(
     _check(particles, options, references)
     if plan is None:
         plan = PLAN if references is None else REFERENCE_PLAN
+        plan = plan if start is None else REFINE_PLAN
     data = FitData(particles, options, references, mesh or data_mesh())
     store = None
     if folder is not None:
-        store = Store(folder / STATE, fingerprint(particles, options, references, plan))
+        store = Store(folder / STATE, fingerprint(particles, options, references, start, plan))
     state = store.load() if store is not None and resume else None
     if state is None:
-        state = begin(data, plan[0])
+        state = begin(data, plan[0], start)
     total, first = sum(part.iterations for part in plan), 0
     with stop_request() as is_asked_to_stop:
         for part in plan:

@@ -40,12 +40,13 @@ def fingerprint(
     particles: Subtomograms,
     options: Options,
     references: np.ndarray | None,
+    start: Sequence[np.ndarray] | None,
     plan: Sequence[Any],
 ) -> str:
     """A hash of all that the outcome follows from."""
     digest = hashlib.sha256(repr((options, tuple(plan))).encode())
-    given = () if references is None else (references,)
-    for array in (particles.volumes, particles.tilt_ranges, *given):
+    given = [] if references is None else [references]
+    for array in (particles.volumes, particles.tilt_ranges, *given, *(start or ())):
         digest.update(np.ascontiguousarray(array, np.float32))
     return digest.hexdigest()
 

@@ -76,10 +76,39 @@ REFERENCE_PLAN: tuple[Sweep | Nearby, ...] = (
     Nearby(5.7, 4, with_twins=True),
     Nearby(7.0, 4),
 )
+REFINE_PLAN: tuple[Sweep | Nearby, ...] = (
+    Nearby(4.35, 6),
+    Nearby(4.35, 8, with_twins=True),
+    Nearby(5.7, 6),
+)
+FINISH_PLAN: tuple[Sweep | Nearby, ...] = (
+    Sweep(2.35, 576, 0.14, 0.07, 2),
+    Sweep(3.0, 576, 0.14, 0.07, 4),
+    *PLAN[2:],
+)
 
 
-def begin(data: FitData, first: Sweep | Nearby) -> State:
+class Start(NamedTuple):
+    """What is already known of particles.
+
+    Attributes:
+        labels: ``(n,)`` int.
+        rotations: ``(n, 3, 3)``, reference into particle.
+        shifts: ``(n, 3)``, (x, y, z), voxels.
+    """
+
+    labels: np.ndarray
+    rotations: np.ndarray
+    shifts: np.ndarray
+
+
+def begin(data: FitData, first: Sweep | Nearby, start: Start | None) -> State:
     """Centres, and the first references."""
+    if start is not None:
+        banded = data.at(first.limit)
+        model = _model_of_poses(data, banded, *start)
+        gains = np.empty(0, np.float32)
+        return _first_state(data, model, gains, *start, temperature=1.0)
     num, num_classes = data.num, data.options.num_classes
     band = slices.make_band(data.box, max(data.limit(CENTRING_LIMIT), 2.0))
     spectra, masks = data.take(band)
@@ -95,37 +124,56 @@ def begin(data: FitData, first: Sweep | Nearby) -> State:
     rotations = np.asarray(super_fibonacci(num))[data.random.permutation(num)]
     banded = data.at(first.limit)
     if data.references is None:
-        model = _random_model(data, banded, found.shifts, labels, rotations)
+        model = _model_of_poses(data, banded, labels, rotations, found.shifts)
         gains = np.empty(0, np.float32)
     else:
         gains = _first_gains(data, banded, found.shifts)
         model = Model(np.empty(0, np.complex64), measure(banded)[0])
-    return State(
-        np.array(0),
-        np.array(FIRST_TEMPERATURE if data.references is None else 1.0),
-        np.asarray(model.grids),
-        gains,
-        np.asarray(model.noise),
-        found.shifts,
-        labels,
-        np.eye(num_classes, dtype=np.float32)[labels],
-        rotations,
-        found.shifts,
-        np.full(num, np.inf, np.float32),
-        np.full(num, np.inf, np.float32),
-        np.full(num, -np.inf, np.float32),
-        labels[:, None],
-        rotations[:, None],
-        found.shifts[:, None],
-        np.full((num, 1), FIRST_ANGLE_STEP, np.float32),
-        np.full((num, 1), FIRST_SHIFT_STEP, np.float32),
+    temperature = FIRST_TEMPERATURE if data.references is None else 1.0
+    return _first_state(
+        data, model, gains, labels, rotations, found.shifts, temperature=temperature
     )
 
 
-def _random_model(
-    data: FitData, banded: Banded, shifts: np.ndarray, labels: np.ndarray, rotations: np.ndarray
+def _first_state(
+    data: FitData,
+    model: Model,
+    gains: np.ndarray,
+    labels: np.ndarray,
+    rotations: np.ndarray,
+    shifts: np.ndarray,
+    *,
+    temperature: float,
+) -> State:
+    num = data.num
+    labels = np.asarray(labels, np.int32)
+    rotations, shifts = np.asarray(rotations, np.float32), np.asarray(shifts, np.float32)
+    return State(
+        done=np.array(0),
+        temperature=np.array(temperature),
+        grids=np.asarray(model.grids),
+        gains=gains,
+        noise=np.asarray(model.noise),
+        centres=shifts,
+        labels=labels,
+        probabilities=np.eye(data.options.num_classes, dtype=np.float32)[labels],
+        rotations=rotations,
+        shifts=shifts,
+        angle_deviations=np.full(num, np.inf, np.float32),
+        shift_deviations=np.full(num, np.inf, np.float32),
+        evidence=np.full(num, -np.inf, np.float32),
+        nearby_classes=labels[:, None],
+        nearby_rotations=rotations[:, None],
+        nearby_shifts=shifts[:, None],
+        angle_steps=np.full((num, 1), FIRST_ANGLE_STEP, np.float32),
+        shift_steps=np.full((num, 1), FIRST_SHIFT_STEP, np.float32),
+    )
+
+
+def _model_of_poses(
+    data: FitData, banded: Banded, labels: np.ndarray, rotations: np.ndarray, shifts: np.ndarray
 ) -> Model:
-    """References of centred particles turned at random."""
+    """References that particles in given poses add up to."""
     band, observations = banded.band, banded.observations
     num_classes = data.options.num_classes
     noise, energy, total = measure(banded)

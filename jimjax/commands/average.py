@@ -56,11 +56,12 @@ class Average:
 
         averages = write_averages(particles, self.out, order=self.order)
         for number, average in enumerate(averages, start=1):
-            print(f"class {number}: {_described(average)}")
+            print(f"class {number}: {describe(average)}")
         print(f"averages: {self.out}")
 
 
-def _described(average: object | None) -> str:
+def describe(average: object | None) -> str:
+    """Says how many particles a class has and at which resolution its half maps agree."""
     if average is None:
         return "no particles"
     num = average.num_half1 + average.num_half2

@@ -8,7 +8,6 @@ import tyro
 
 if TYPE_CHECKING:
     from jimjax.data.subtomograms import Subtomograms
-    from jimjax.io.star import ParticleTable
     from jimjax.train.run import Prediction
 
 FEATURES_SUFFIX = ".features.npz"
@@ -82,10 +81,9 @@ def write_prediction(
     """
     import numpy as np
 
+    from jimjax.commands.poses import write_poses
     from jimjax.io.files import replace_file
-    from jimjax.io.star import read_particles
 
-    table = read_particles(data)
     with replace_file(features_path(out)) as stream:
         np.savez_compressed(
             stream,
@@ -93,30 +91,14 @@ def write_prediction(
             labels=prediction.labels,
             probabilities=prediction.probabilities,
         )
-    table.with_columns(_columns(prediction, particles, table)).write(out)
-
-
-def _columns(
-    prediction: "Prediction", particles: "Subtomograms", table: "ParticleTable"
-) -> dict[str, object]:
-    import numpy as np
-
-    from jimjax.data import columns as names
-    from jimjax.io.convert import relion_from_rotation, relion_from_shift
-
-    angles = relion_from_rotation(prediction.rotations).T
-    origins = relion_from_shift(prediction.shifts, particles.voxel_size).T
-    columns = dict(zip(names.ANGLES, angles, strict=True))
-    columns |= dict(zip(names.ORIGINS, origins, strict=True))
-    if any(name in table.columns for name in names.OLD_ORIGINS):
-        columns |= dict(zip(names.OLD_ORIGINS, -prediction.shifts.T, strict=True))
-    columns[names.CLASS] = prediction.labels + 1
-    columns["jimCorrelation"] = prediction.correlations
-    columns["jimClassProbability"] = prediction.probabilities[
-        np.arange(len(prediction.labels)), prediction.labels
-    ]
-    if names.HALF not in table.columns:
-        columns[names.HALF] = particles.halves
-    # As used here, so that averages of the new file use the same.
-    columns |= dict(zip(names.TILT_LIMITS, particles.tilt_ranges.T, strict=True))
-    return columns
+    rows = np.arange(len(prediction.labels))
+    write_poses(
+        particles,
+        data,
+        out,
+        prediction.labels,
+        prediction.rotations,
+        prediction.shifts,
+        jimCorrelation=prediction.correlations,
+        jimClassProbability=prediction.probabilities[rows, prediction.labels],
+    )

@@ -1,0 +1,68 @@
+"""Two half sets that never see each other, for a resolution that can be believed."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jimjax.align.fit import fit
+from jimjax.align.fit_data import Options
+from jimjax.align.fit_steps import FINISH_PLAN, Nearby, Start, Sweep
+from jimjax.data.subtomograms import Subtomograms
+from jimjax.progress import Progress
+
+
+def fit_halves(
+    particles: Subtomograms,
+    options: Options,
+    start: Start,
+    *,
+    progress: Progress | None = None,
+    mesh: Mesh | None = None,
+    plan: Sequence[Sweep | Nearby] = FINISH_PLAN,
+) -> Start:
+    """Estimates classes and poses anew, in each half set by itself.
+
+    Both begin with the given poses, but know them only through references that end at the first
+    band of the plan; all poses are then searched again. What two half maps share beyond that
+    band, they have from two independent sets of particles.
+
+    Args:
+        particles: with half sets.
+        options: as for ``fit``.
+        start: classes and poses of all particles together.
+        progress: told of every iteration.
+        mesh: devices that share the particles.
+        plan: what to do; begins with a sweep.
+
+    Returns:
+        Classes and poses, each from its own half set.
+    """
+    found = Start(*(np.array(field) for field in start))
+    for half in (1, 2):
+        rows = np.flatnonzero(particles.halves == half)
+        if len(rows) < 2 * options.num_classes:
+            continue
+        own = fit(
+            particles.select(rows),
+            options,
+            start=Start(*(field[rows] for field in start)),
+            progress=None if progress is None else _Half(progress, half),
+            mesh=mesh,
+            plan=plan,
+        )
+        for field, new in zip(found, (own.labels, own.rotations, own.shifts), strict=True):
+            field[rows] = new
+    return found
+
+
+class _Half:
+    """The progress of one half as part of both."""
+
+    def __init__(self, progress: Progress, half: int):
+        self._progress, self._half = progress, half
+
+    def update(self, stage: str, step: int, num_steps: int, metrics: dict[str, float]) -> None:
+        """Takes note of a step of this half."""
+        done = step + (self._half - 1) * num_steps
+        self._progress.update(f"half {self._half} {stage}", done, 2 * num_steps, metrics)

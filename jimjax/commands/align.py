@@ -1,0 +1,345 @@
+"""``jimjax align`` and ``jimjax refine``: particles to classes, poses and averages."""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from jimjax.align.fit import Found
+    from jimjax.align.fit_data import Options
+    from jimjax.align.fit_steps import Start
+    from jimjax.data.subtomograms import Subtomograms
+
+CLASSES, AVERAGES, SUMMARY = "classes.star", "averages", "alignment.json"
+
+
+@dataclass(frozen=True)
+class Align:
+    """Find class and pose of every particle, and average.
+
+    Methods: "em" estimates classes, poses and averages together, from nothing but the particles;
+    with --reference it begins from poses against those. "search" finds poses against the
+    references and leaves them as they are. "jimnet" asks a trained network (--run);
+    "jimnet+em" begins the em from its answers.
+
+    Writes OUT/classes.star (a copy of the particle STAR file with class, angles and origins, and
+    columns jimAngleDeviation in degrees, jimShiftDeviation in angstrom, jimClassProbability and
+    jimEvidence, the log-likelihood ratio to noise alone), OUT/averages/ (maps, half maps, FSC) and
+    OUT/alignment.json. Poses and classes that the STAR file may hold are not read. SIGTERM or
+    Ctrl-C ends with exit code 75; go on with --resume.
+
+    Attributes:
+        data: particle STAR file.
+        out: folder to write.
+        method: see above.
+        num_classes: how many classes; as many as references, if any are given.
+        reference: maps of the particles' box, voxel size and contrast, one for each class.
+        run_folder: folder that jimjax train made.
+        particle_diameter: angstrom; two thirds of the box if not given.
+        max_shift: largest displacement along each axis, voxels.
+        half_maps: "independent": each half set is aligned by itself from references low-passed
+            at two cycles and a third per particle diameter, so that the FSC is not inflated beyond
+            that; "joint": half maps of the poses in classes.star.
+        resume: go on where an interrupted run in OUT stopped.
+        seed: of the random start, and of the half sets, where the STAR file has no
+            rlnRandomSubset.
+        tilt_min: lowest tilt of all particles, degrees; from the STAR file if not given.
+        tilt_max: highest tilt of all particles, degrees; from the STAR file if not given.
+        voxel_size: angstrom; from the STAR file or the headers if not given.
+    """
+
+    data: tyro.conf.Positional[Path]
+    out: Path
+    method: Literal["em", "search", "jimnet", "jimnet+em"] = "em"
+    num_classes: int | None = None
+    reference: tuple[Path, ...] = ()
+    run_folder: Annotated[Path | None, tyro.conf.arg(name="run")] = None
+    particle_diameter: float | None = None
+    max_shift: float = 6.0
+    half_maps: Literal["independent", "joint"] = "independent"
+    resume: bool = False
+    seed: int = 0
+    tilt_min: float | None = None
+    tilt_max: float | None = None
+    voxel_size: float | None = None
+
+    def run(self) -> None:
+        """Checks the input, aligns and averages."""
+        from jimjax.commands import files
+        from jimjax.data.subtomograms import load
+
+        started = time.monotonic()
+        self._check()
+        tilt_range = files.tilt_range(self.tilt_min, self.tilt_max)
+        particles = load(
+            self.data, tilt_range=tilt_range, voxel_size=self.voxel_size, seed=self.seed
+        )
+        references = read_references(self.reference, particles)
+        self.out.mkdir(parents=True, exist_ok=True)
+        options = self._options()
+        found = self._find(particles, references, options)
+        seconds = time.monotonic() - started
+        more = {"method": self.method, "seconds": round(seconds, 1)}
+        finish(
+            particles, found, options, self.data, self.out, half_maps=self.half_maps, more=more
+        )  # fmt: skip
+
+    def _check(self) -> None:
+        from jimjax.commands import files
+        from jimjax.io.errors import InputError
+
+        files.check_output_folder(self.out)
+        if self.out.is_dir():
+            files.check_output_file(self.out / CLASSES, [self.data])
+        if self.seed < 0:
+            raise InputError(f"--seed must be 0 or more, got {self.seed}")
+        if self.method == "search" and not self.reference:
+            raise InputError("--method search needs --reference MAP.mrc, one map for each class")
+        if "jimnet" in self.method and self.run_folder is None:
+            raise InputError(f"--method {self.method} needs --run, a folder of jimjax train")
+        if "jimnet" not in self.method and self.run_folder is not None:
+            raise InputError(f"--run is of no use to --method {self.method}; try jimnet+em")
+        if "jimnet" in self.method and self.reference:
+            raise InputError(f"--reference is of no use to --method {self.method}; try em")
+        if self.reference and self.num_classes not in (None, len(self.reference)):
+            raise InputError(
+                f"--num-classes {self.num_classes} and {len(self.reference)} references do not "
+                "fit; give one map for each class"
+            )
+
+    def _options(self) -> "Options":
+        from jimjax.align.fit_data import Options
+
+        return Options(
+            num_classes=self.num_classes or len(self.reference) or 1,
+            max_shift=self.max_shift,
+            diameter=self.particle_diameter,
+            seed=self.seed,
+        )
+
+    def _find(
+        self, particles: "Subtomograms", references: "np.ndarray | None", options: "Options"
+    ) -> "Found":
+        from jimjax.align.fit_steps import FINISH_PLAN, REFINE_PLAN, Start
+
+        if references is not None:
+            found = run_fit(particles, options, self.out, references=references)
+            if self.method == "search":
+                return found
+            start = Start(found.labels, found.rotations, found.shifts)
+            return run_fit(particles, options, self.out, start=start, plan=REFINE_PLAN)
+        if self.run_folder is None:
+            return run_fit(particles, options, self.out, resume=self.resume)
+
+        from jimjax.align.fit import Found
+        from jimjax.train.run import load_run, predict
+
+        run = load_run(self.run_folder)
+        guess = predict(run, particles)
+        if self.method == "jimnet":
+            unknown = guess.correlations * float("nan")
+            return Found(
+                guess.labels,
+                guess.probabilities,
+                guess.rotations,
+                guess.shifts,
+                unknown,
+                unknown,
+                guess.correlations,
+                run.references,
+                unknown[:0],
+            )
+        start = Start(guess.labels, guess.rotations, guess.shifts)
+        options = dataclasses.replace(options, num_classes=len(run.references))
+        return run_fit(
+            particles, options, self.out, start=start, plan=FINISH_PLAN, resume=self.resume
+        )
+
+
+@dataclass(frozen=True)
+class Refine:
+    """Improve poses that are known already.
+
+    Begins from the classes and poses of the STAR file and looks around each pose, and at its
+    twins by near symmetry, with references made of the particles themselves. Writes what
+    jimjax align does.
+
+    Attributes:
+        data: particle STAR file with poses, and classes if there are several.
+        out: folder to write.
+        particle_diameter: angstrom; two thirds of the box if not given.
+        half_maps: as of jimjax align.
+        resume: go on where an interrupted run in OUT stopped.
+        seed: of the half sets, where the STAR file has no rlnRandomSubset.
+        tilt_min: lowest tilt of all particles, degrees; from the STAR file if not given.
+        tilt_max: highest tilt of all particles, degrees; from the STAR file if not given.
+        voxel_size: angstrom; from the STAR file or the headers if not given.
+    """
+
+    data: tyro.conf.Positional[Path]
+    out: Path
+    particle_diameter: float | None = None
+    half_maps: Literal["independent", "joint"] = "independent"
+    resume: bool = False
+    seed: int = 0
+    tilt_min: float | None = None
+    tilt_max: float | None = None
+    voxel_size: float | None = None
+
+    def run(self) -> None:
+        """Loads particles with poses and refines them."""
+        import numpy as np
+
+        from jimjax.align.fit_data import Options
+        from jimjax.align.fit_steps import REFINE_PLAN, Start
+        from jimjax.commands import files
+        from jimjax.data.subtomograms import load
+
+        started = time.monotonic()
+        files.check_output_folder(self.out)
+        if self.out.is_dir():
+            files.check_output_file(self.out / CLASSES, [self.data])
+        tilt_range = files.tilt_range(self.tilt_min, self.tilt_max)
+        particles = load(
+            self.data,
+            tilt_range=tilt_range,
+            voxel_size=self.voxel_size,
+            with_poses=True,
+            seed=self.seed,
+        )
+        labels = particles.labels
+        labels = np.zeros(len(particles), np.int32) if labels is None else labels
+        farthest = float(np.abs(particles.shifts).max())
+        options = Options(
+            num_classes=int(labels.max()) + 1,
+            max_shift=min(farthest + 1, particles.volumes.shape[-1] / 2 - 1),
+            diameter=self.particle_diameter,
+            seed=self.seed,
+        )
+        self.out.mkdir(parents=True, exist_ok=True)
+        start = Start(labels, particles.rotations, particles.shifts)
+        found = run_fit(
+            particles, options, self.out, start=start, plan=REFINE_PLAN, resume=self.resume
+        )
+        more = {"method": "refine", "seconds": round(time.monotonic() - started, 1)}
+        finish(
+            particles, found, options, self.data, self.out, half_maps=self.half_maps, more=more
+        )  # fmt: skip
+
+
+def read_references(paths: tuple[Path, ...], particles: "Subtomograms") -> "np.ndarray | None":
+    """Reads maps that fit the particles; None if there are no paths.
+
+    Raises:
+        InputError: if box or voxel size differ.
+    """
+    import numpy as np
+
+    from jimjax.io import mrc
+    from jimjax.io.errors import InputError
+
+    if not paths:
+        return None
+    box, maps = particles.volumes.shape[-1], []
+    for path in paths:
+        volume = mrc.read_volume(path)
+        if volume.data.shape != (box,) * 3:
+            shape = " x ".join(map(str, volume.data.shape[::-1]))
+            raise InputError(
+                f"{path}: has {shape} voxels, the particles {box} x {box} x {box}; crop or pad it"
+            )
+        size = volume.voxel_size
+        if size and abs(size / particles.voxel_size - 1) > 0.01:
+            raise InputError(
+                f"{path}: has {size:g} A per voxel, the particles {particles.voxel_size:g} A; "
+                "rescale it, or correct the voxel size"
+            )
+        maps.append(np.asarray(volume.data, np.float32))
+    return np.stack(maps)
+
+
+def run_fit(particles: "Subtomograms", options: "Options", folder: Path, **how: Any) -> "Found":
+    """Runs the joint EM with a progress bar; an interruption becomes an exit code."""
+    from jimjax.align.fit import fit
+    from jimjax.commands.progress import open_progress
+    from jimjax.commands.train import training_exits
+
+    with training_exits(folder), open_progress() as progress:
+        return fit(particles, options, folder=folder, progress=progress, **how)
+
+
+def finish(
+    particles: "Subtomograms",
+    found: "Found",
+    options: "Options",
+    data: Path,
+    out: Path,
+    *,
+    half_maps: str,
+    more: dict[str, Any],
+) -> None:
+    """Writes classes, averages and the summary."""
+    import numpy as np
+
+    from jimjax.align.fit import STATE
+    from jimjax.align.fit_steps import Start
+    from jimjax.average import write_averages
+    from jimjax.commands import files
+    from jimjax.commands.average import describe
+    from jimjax.commands.poses import write_poses
+
+    rows = np.arange(len(particles))
+    write_poses(
+        particles,
+        data,
+        out / CLASSES,
+        found.labels,
+        found.rotations,
+        found.shifts,
+        jimClassProbability=found.probabilities[rows, found.labels],
+        **_uncertainties(particles, found),
+    )
+    own = Start(found.labels, found.rotations, found.shifts)
+    if half_maps == "independent":
+        own = _align_halves(particles, options, own)
+    posed = dataclasses.replace(
+        particles, labels=own.labels, rotations=own.rotations, shifts=own.shifts
+    )
+    num_classes = len(found.volumes)
+    averages = write_averages(posed, out / AVERAGES, num_classes=num_classes)
+    counts = np.bincount(found.labels, minlength=num_classes).tolist()
+    summary = {"particles": len(particles), "classes": counts, "half_maps": half_maps, **more}
+    files.write_json(out / SUMMARY, files.provenance(options.seed, **summary))
+    (out / STATE).unlink(missing_ok=True)
+    for number, average in enumerate(averages, start=1):
+        print(f"class {number}: {describe(average)}")
+    print(f"{len(particles)} particles, {more['seconds']:.0f} seconds: {out / CLASSES}")
+
+
+def _uncertainties(particles: "Subtomograms", found: "Found") -> dict[str, "np.ndarray"]:
+    """Columns of what is uncertain; none from a network."""
+    import numpy as np
+
+    if not np.all(np.isfinite(found.angle_deviations)):
+        return {"jimCorrelation": found.evidence}
+    return {
+        "jimAngleDeviation": np.rad2deg(found.angle_deviations),
+        "jimShiftDeviation": found.shift_deviations * particles.voxel_size,
+        "jimEvidence": found.evidence,
+    }
+
+
+def _align_halves(particles: "Subtomograms", options: "Options", start: "Start") -> "Start":
+    from jimjax.align.halves import fit_halves
+    from jimjax.commands.progress import open_progress, say
+    from jimjax.commands.train import training_exits
+
+    say("aligning each half set by itself, for the resolution")
+    with training_exits(Path()), open_progress() as progress:
+        return fit_halves(particles, options, start, progress=progress)
