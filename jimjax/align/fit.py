@@ -164,6 +164,9 @@ def _check(particles: Subtomograms, options: Options, references: np.ndarray | N
             f"{options.num_classes} references of {box} x {box} x {box} voxels are needed, the box "
             f"of the particles, got {' x '.join(map(str, references.shape))}"
         )
+    for number, reference in enumerate(() if references is None else references, start=1):
+        if not np.isfinite(reference).all() or np.ptp(reference) == 0:
+            raise InputError(f"reference {number} is constant, or not finite")
     if not 0 <= options.max_shift < box / 2:
         raise InputError(
             f"the largest shift must be from 0 to less than {box / 2:g} voxels, "

@@ -65,7 +65,7 @@ PLAN: tuple[Sweep | Nearby, ...] = (
     Sweep(3.7, 1152, 0.095, 0.0475, 4),
     Sweep(4.35, 1152, 0.095, 0.0475, 2),
     Nearby(4.35, 5),
-    Nearby(4.35, 10, with_twins=True),
+    Nearby(4.35, 16, with_twins=True),
     Nearby(5.7, 6),
 )
 

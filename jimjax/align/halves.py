@@ -19,7 +19,7 @@ def fit_halves(
     *,
     progress: Progress | None = None,
     mesh: Mesh | None = None,
-    plan: Sequence[Sweep | Nearby] = FINISH_PLAN,
+    plan: Sequence[Sweep | Nearby] | None = None,
 ) -> Start:
     """Estimates classes and poses anew, in each half set by itself.
 
@@ -33,7 +33,7 @@ def fit_halves(
         start: classes and poses of all particles together.
         progress: told of every iteration.
         mesh: devices that share the particles.
-        plan: what to do; begins with a sweep.
+        plan: what to do; ``FINISH_PLAN`` if None. It begins with a sweep.
 
     Returns:
         Classes and poses, each from its own half set.
@@ -49,7 +49,7 @@ def fit_halves(
             start=Start(*(field[rows] for field in start)),
             progress=None if progress is None else _Half(progress, half),
             mesh=mesh,
-            plan=plan,
+            plan=FINISH_PLAN if plan is None else plan,
         )
         for field, new in zip(found, (own.labels, own.rotations, own.shifts), strict=True):
             field[rows] = new

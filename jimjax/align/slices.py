@@ -16,7 +16,7 @@ from jimjax.ops import fourier
 
 OVERSAMPLING = 2  # of the grid: its field of view is that many boxes wide
 PRIOR_POWER = OVERSAMPLING**3  # times the strongest class's; as many places share a coefficient
-POWER_FLOOR = 1e-6  # of the strongest shell's power, where a shell shows none
+POWER_FLOOR = 0.01  # of the noise left in an average, where a shell shows no power beyond it
 EDGE = 3.0  # voxels over which a support falls off
 
 
@@ -261,9 +261,10 @@ def solve(sums: Sums, band: Band, *, radius: float) -> jax.Array:
         return jax.ops.segment_sum(values.T, shells, num_segments=int(shells.max()) + 1).T
 
     total = add_shells(jnp.where(is_inside, weights, 0))
-    power = jnp.max(add_shells(excess) / jnp.where(total > 0, total, 1), axis=0)
-    floor = POWER_FLOOR * jnp.max(power) + jnp.finfo(power.dtype).tiny
-    prior = PRIOR_POWER * jnp.maximum(power, floor)
+    safe_total = jnp.where(total > 0, total, 1)
+    left = 2 * add_shells(is_inside.astype(total.dtype)) / safe_total
+    power = jnp.max(jnp.maximum(add_shells(excess) / safe_total, POWER_FLOOR * left), axis=0)
+    prior = PRIOR_POWER * jnp.where(power > 0, power, 1)
     gain = jnp.where(is_inside, 1 / (safe + 2 / prior[shells]), 0)
     return _confine((spectra * gain).reshape(sums.spectra.shape), band, radius)
 

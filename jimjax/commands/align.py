@@ -116,8 +116,9 @@ class Align:
     def _options(self) -> "Options":
         from jimjax.align.fit_data import Options
 
+        given = self.num_classes
         return Options(
-            num_classes=self.num_classes or len(self.reference) or 1,
+            num_classes=max(1, len(self.reference)) if given is None else given,
             max_shift=self.max_shift,
             diameter=self.particle_diameter,
             seed=self.seed,

@@ -34,16 +34,17 @@ class Preset(NamedTuple):
     Attributes:
         num_per_class: particles of each class to fit or train on.
         num_fresh: particles of each class that nothing was fitted to.
-        config: of Jim-Net, in the package.
-        batch_size: of its training.
+        network: preset of Jim-Net.
+        pretrain_steps: of Jim-Net.
     """
 
     num_per_class: int
     num_fresh: int
-    config: str
+    network: Literal["small", "paper"]
+    pretrain_steps: int
 
 
-PRESETS = {"small": Preset(100, 50, "jimnet_small"), "paper": Preset(1000, 200, "jimnet_paper")}
+PRESETS = {"small": Preset(100, 50, "small", 500), "paper": Preset(1000, 200, "paper", 20000)}
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,12 @@ def test_options_out_of_range_are_errors(particles, change, message):
         fit(particles, dataclasses.replace(OPTIONS, **change))
 
 
+def test_constant_reference_is_an_error(particles):
+    references = np.stack([particles.volumes[0], np.zeros((BOX,) * 3, np.float32)])
+    with pytest.raises(InputError, match="reference 2 is constant"):
+        fit(particles, OPTIONS, references=references)
+
+
 def test_references_of_another_box_are_an_error(particles):
     with pytest.raises(InputError, match="2 references of 16 x 16 x 16 voxels"):
         fit(particles, OPTIONS, references=np.zeros((2, 8, 8, 8), np.float32))
