@@ -62,10 +62,8 @@ def columns(path, *names):
 
 def test_em_writes_classes_averages_and_summary(data, tmp_path):
     out = tmp_path / "out"
-    assert (
-        main(["align", str(data / "particles.star"), "--num-classes", "2", "--out", str(out)]
-    arguments += ["--half-maps", "joint"]) == 0
-    )
+    arguments = ["align", str(data / "particles.star"), "--num-classes", "2"]
+    assert main([*arguments, "--half-maps", "joint", "--out", str(out)]) == 0
     found = load(out / "classes.star", with_poses=True)
     assert len(found) == 16
     assert set(found.labels) <= {0, 1}

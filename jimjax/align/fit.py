@@ -30,6 +30,7 @@ from jimjax.align.fit_steps import (
 from jimjax.data.subtomograms import Subtomograms
 from jimjax.io.errors import InputError
 from jimjax.mesh import data_mesh
+from jimjax.ops import symmetry
 from jimjax.progress import Interrupted, Progress, stop_request
 
 STATE = "em_state.npz"
@@ -167,6 +168,10 @@ def _check(particles: Subtomograms, options: Options, references: np.ndarray | N
     for number, reference in enumerate(() if references is None else references, start=1):
         if not np.isfinite(reference).all() or np.ptp(reference) == 0:
             raise InputError(f"reference {number} is constant, or not finite")
+    try:
+        symmetry.point_group(options.symmetry)
+    except ValueError as problem:
+        raise InputError(str(problem)) from problem
     if not 0 <= options.max_shift < box / 2:
         raise InputError(
             f"the largest shift must be from 0 to less than {box / 2:g} voxels, "

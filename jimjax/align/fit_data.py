@@ -24,9 +24,10 @@ from jimjax.align.local_em import Weighed, expect_nearby
 from jimjax.align.slices import Band
 from jimjax.data.subtomograms import Subtomograms, normalize
 from jimjax.mesh import AXIS
-from jimjax.ops import wedge
+from jimjax.ops import symmetry, wedge
 
 NUM_FOLDS = 4
+TILT_ROUNDING = 0.5  # degrees; particles whose tilt ranges are then equal share a mask
 DIAMETER = 2 / 3  # of the box, where none is given
 
 
@@ -38,6 +39,7 @@ class Options:
         num_classes: how many classes.
         max_shift: largest displacement along each axis, voxels.
         diameter: of the particles, angstrom; two thirds of the box if None.
+        symmetry: point group of all classes, such as C1 or D4; see ``ops.point_group``.
         seed: of the random start.
         block: particles at a time.
     """
@@ -45,6 +47,7 @@ class Options:
     num_classes: int = 1
     max_shift: float = 6.0
     diameter: float | None = None
+    symmetry: str = "C1"
     seed: int = 0
     block: int = 64
 
@@ -79,7 +82,8 @@ class FitData:
             grid = np.indices((self.box,) * 3) - self.box // 2
             ball = slices.soft_ball(np.linalg.norm(grid, axis=0), self.diameter / 2)
             self.references = normalize(references) * np.asarray(ball)
-        ranges, groups = np.unique(particles.tilt_ranges, axis=0, return_inverse=True)
+        rounded = np.round(particles.tilt_ranges / TILT_ROUNDING) * TILT_ROUNDING
+        ranges, groups = np.unique(rounded, axis=0, return_inverse=True)
         self.groups = groups.ravel()
         shape = (self.box,) * 3
         self.masks = [wedge.wedge_mask(shape, jnp.asarray(each)) for each in ranges]
@@ -162,10 +166,13 @@ class FitData:
                 temperature=temperature, block=self.options.block,
             )  # fmt: skip
 
+        group = symmetry.point_group(self.options.symmetry)
+
         def update(statistics: Statistics, model: Model) -> tuple[Model, jax.Array]:
             if self.references is not None:
                 return rescale(statistics, model, band)
-            return maximize(statistics, band, radius=self.diameter / 2), jnp.ones(band.num_shells)
+            model = maximize(statistics, band, radius=self.diameter / 2, group=group)
+            return model, jnp.ones(band.num_shells)
 
         return Banded(
             band,

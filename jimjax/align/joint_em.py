@@ -282,20 +282,23 @@ def cut_blocks(fields: Any, is_real: jax.Array, block: int) -> tuple[Any, jax.Ar
     return jax.tree.map(lambda field: cut(field, "edge"), fields), cut(is_real, "constant")
 
 
-def maximize(statistics: Statistics, band: Band, *, radius: float) -> Model:
+def maximize(
+    statistics: Statistics, band: Band, *, radius: float, group: jax.Array | None = None
+) -> Model:
     """Finds the model that explains the weighted particles best.
 
     Args:
         statistics: of ``expect``.
         band: as given to ``expect``.
         radius: of the sphere that the densities are in, voxels.
+        group: ``(order, 3, 3)``, the symmetry of all classes; none if None.
 
     Returns:
         The next model; each fold's grids are made of the other folds.
     """
     sums = jax.tree.map(leave_one_out, split_largest(statistics))
     folded = jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), sums)
-    grids = slices.solve(folded, band, radius=radius)
+    grids = slices.solve(folded, band, radius=radius, group=group)
     return Model(grids.reshape(sums.spectra.shape), estimate_noise(statistics))
 
 

@@ -230,7 +230,7 @@ def insert_own(
     return _as_sums(jnp.moveaxis(total.reshape(num_classes, *[band.side] * 3, 3), -1, 0))
 
 
-def solve(sums: Sums, band: Band, *, radius: float) -> jax.Array:
+def solve(sums: Sums, band: Band, *, radius: float, group: jax.Array | None = None) -> jax.Array:
     """Divides what was inserted by its weights, with the signal's own power as prior.
 
     With numerators B and weights W in units of one over the noise's variance, the transform is
@@ -242,6 +242,7 @@ def solve(sums: Sums, band: Band, *, radius: float) -> jax.Array:
         sums: ``(c, g, g, g)``, slices and weights divided by the noise.
         band: as given to ``insert``.
         radius: of the sphere that the density is in, voxels.
+        group: ``(order, 3, 3)`` rotations that leave the density as it is; none if None.
 
     Returns:
         Grids ``(c, g, g, g)``.
@@ -250,6 +251,8 @@ def solve(sums: Sums, band: Band, *, radius: float) -> jax.Array:
     flip = (slice(None), *[slice(None, None, -1)] * 3)  # the other half: the conjugate at -k
     spectra = (sums.spectra + jnp.conj(sums.spectra[flip])).reshape(count, -1)
     weights = (sums.weights + sums.weights[flip]).reshape(count, -1)
+    if group is not None and len(group) > 1:
+        spectra, weights = _add_equivalents(spectra, weights, group, band)
     axis = np.arange(-band.reach, band.reach + 1) / OVERSAMPLING
     distance = np.sqrt(sum(np.square(grid) for grid in np.meshgrid(axis, axis, axis))).ravel()
     shells = np.rint(distance).astype(int)
@@ -296,12 +299,38 @@ def _confine(grids: jax.Array, band: Band, radius: float) -> jax.Array:
     return _middle(_transform(densities * mask), band.side)
 
 
+def _add_equivalents(
+    spectra: jax.Array, weights: jax.Array, group: jax.Array, band: Band
+) -> tuple[jax.Array, jax.Array]:
+    """Adds what was measured at all places that are one by symmetry; fields ``(c, places)``."""
+    axis = np.arange(-band.reach, band.reach + 1) / OVERSAMPLING
+    z, y, x = (grid.ravel() for grid in np.meshgrid(axis, axis, axis, indexing="ij"))
+    is_inside = np.sqrt(x**2 + y**2 + z**2) <= band.reach / OVERSAMPLING
+    flat = jnp.concatenate([spectra.real, spectra.imag, weights]).T
+    frequencies = np.stack([x, y, z], axis=-1)[is_inside]
+
+    def add(total: jax.Array, rotation: jax.Array) -> tuple[jax.Array, None]:
+        return total + _read(flat, _corners_of(frequencies, rotation, band)), None
+
+    zeros = jnp.zeros((len(frequencies), flat.shape[1]), flat.dtype)
+    total = jax.lax.scan(add, zeros, group)[0]
+    places = jnp.zeros_like(flat).at[np.flatnonzero(is_inside)].set(total)
+    real, imaginary, weights = jnp.split(places.T, 3)
+    return real + 1j * imaginary, weights
+
+
 def _corners(
     rotations: jax.Array, band: Band, first: jax.Array | int = 0
 ) -> Iterator[tuple[jax.Array, jax.Array]]:
     """The eight neighbours of ``R^T k``: their weights and places in a flat grid, ``(..., k)``."""
-    frequencies = jnp.asarray(OVERSAMPLING * band.frequencies, rotations.dtype)
-    places = jnp.einsum("kj,...ji->i...k", frequencies, rotations, precision="highest")
+    return _corners_of(band.frequencies, rotations, band, first)
+
+
+def _corners_of(
+    frequencies: np.ndarray, rotations: jax.Array, band: Band, first: jax.Array | int = 0
+) -> Iterator[tuple[jax.Array, jax.Array]]:
+    scaled = jnp.asarray(OVERSAMPLING * frequencies, rotations.dtype)
+    places = jnp.einsum("kj,...ji->i...k", scaled, rotations, precision="highest")
     places = places + band.reach
     cells = jnp.clip(jnp.floor(places).astype(jnp.int32), 0, band.side - 2)
     fractions = places - cells

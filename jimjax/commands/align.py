@@ -43,6 +43,7 @@ class Align:
         run_folder: folder that jimjax train made.
         particle_diameter: angstrom; two thirds of the box if not given.
         max_shift: largest displacement along each axis, voxels.
+        symmetry: point group of all classes, in RELION's setting: C1, C2, D4, T, O, I and so on.
         half_maps: "independent": each half set is aligned by itself from references low-passed
             at two cycles and a third per particle diameter, so that the FSC is not inflated beyond
             that; "joint": half maps of the poses in classes.star.
@@ -62,6 +63,7 @@ class Align:
     run_folder: Annotated[Path | None, tyro.conf.arg(name="run")] = None
     particle_diameter: float | None = None
     max_shift: float = 6.0
+    symmetry: str = "C1"
     half_maps: Literal["independent", "joint"] = "independent"
     resume: bool = False
     seed: int = 0
@@ -121,6 +123,7 @@ class Align:
             num_classes=max(1, len(self.reference)) if given is None else given,
             max_shift=self.max_shift,
             diameter=self.particle_diameter,
+            symmetry=self.symmetry,
             seed=self.seed,
         )
 
@@ -130,11 +133,17 @@ class Align:
         from jimjax.align.fit_steps import FINISH_PLAN, REFINE_PLAN, Start
 
         if references is not None:
-            found = run_fit(particles, options, self.out, references=references)
-            if self.method == "search":
+            is_search = self.method == "search"
+            # Each of two fits has its own state to resume.
+            folder = self.out if is_search else self.out / "search"
+            folder.mkdir(exist_ok=True)
+            found = run_fit(particles, options, folder, references=references, resume=self.resume)
+            if is_search:
                 return found
             start = Start(found.labels, found.rotations, found.shifts)
-            return run_fit(particles, options, self.out, start=start, plan=REFINE_PLAN)
+            return run_fit(
+                particles, options, self.out, start=start, plan=REFINE_PLAN, resume=self.resume
+            )
         if self.run_folder is None:
             return run_fit(particles, options, self.out, resume=self.resume)
 
@@ -175,6 +184,7 @@ class Refine:
         data: particle STAR file with poses, and classes if there are several.
         out: folder to write.
         particle_diameter: angstrom; two thirds of the box if not given.
+        symmetry: point group of all classes, whose axes must lie so in these poses.
         half_maps: as of jimjax align.
         resume: go on where an interrupted run in OUT stopped.
         seed: of the half sets, where the STAR file has no rlnRandomSubset.
@@ -186,6 +196,7 @@ class Refine:
     data: tyro.conf.Positional[Path]
     out: Path
     particle_diameter: float | None = None
+    symmetry: str = "C1"
     half_maps: Literal["independent", "joint"] = "independent"
     resume: bool = False
     seed: int = 0
@@ -221,6 +232,7 @@ class Refine:
             num_classes=int(labels.max()) + 1,
             max_shift=min(farthest + 1, particles.volumes.shape[-1] / 2 - 1),
             diameter=self.particle_diameter,
+            symmetry=self.symmetry,
             seed=self.seed,
         )
         self.out.mkdir(parents=True, exist_ok=True)
@@ -317,7 +329,8 @@ def finish(
     counts = np.bincount(found.labels, minlength=num_classes).tolist()
     summary = {"particles": len(particles), "classes": counts, "half_maps": half_maps, **more}
     files.write_json(out / SUMMARY, files.provenance(options.seed, **summary))
-    (out / STATE).unlink(missing_ok=True)
+    for state in (out / STATE, out / "search" / STATE):
+        state.unlink(missing_ok=True)
     for number, average in enumerate(averages, start=1):
         print(f"class {number}: {describe(average)}")
     print(f"{len(particles)} particles, {more['seconds']:.0f} seconds: {out / CLASSES}")

@@ -138,6 +138,7 @@ def test_particles_are_posed_against_references(contrast):
         ({"num_classes": 40}, "60 particles are too few for 40 classes; give at least 80"),
         ({"max_shift": -1.0}, "must be from 0 to less than 8 voxels, got -1"),
         ({"diameter": 1000.0}, "must be from 96 to 384 angstrom"),
+        ({"symmetry": "Q3"}, "Q3"),
     ],
 )
 def test_options_out_of_range_are_errors(particles, change, message):

@@ -7,7 +7,7 @@ import pytest
 
 from jimjax.align import slices
 from jimjax.data.phantom import demo_phantoms, render
-from jimjax.ops import rotation, wedge
+from jimjax.ops import rotation, symmetry, wedge
 
 BOX = 16
 BAND = slices.make_band(BOX, 4.5)
@@ -178,3 +178,21 @@ def test_noise_alone_gives_little(molecule):
     sure = slices.Sums(1e6 * sums.spectra, 1e6 * sums.weights)  # as if it were no noise
     plain = slices.make_volumes(slices.solve(sure, BAND, radius=6.0), BAND)
     assert jnp.linalg.norm(found) < 0.3 * jnp.linalg.norm(plain)
+
+
+def test_symmetry_is_that_of_the_symmetric_average(molecule):
+    volume = render(molecule, (BOX,) * 3)
+    group = symmetry.point_group("D2")
+    rotations = rotation.super_fibonacci(400)
+    taken = slices.cut(slices.make_grids(volume[None], BAND), rotations, BAND)
+    sums = slices.insert(taken * 1e6, jnp.full(taken.shape, 1e6), rotations, BAND)
+    expected = np.mean(
+        [render(molecule, (BOX,) * 3, rotation.Pose(each, jnp.zeros(3))) for each in group], axis=0
+    )
+    wanted = slices.take_spectra(expected[None], BAND)
+    errors = []
+    for own in (None, group):
+        grids = slices.solve(sums, BAND, radius=BOX / 2, group=own)
+        found = slices.take_spectra(slices.make_volumes(grids, BAND), BAND)
+        errors.append(float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted)))
+    assert errors[1] < 0.08 < errors[0] / 3
