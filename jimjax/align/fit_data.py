@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ class Options:
         symmetry: point group of all classes, such as C1 or D4; see ``ops.point_group``.
         seed: of the random start.
         block: particles at a time.
+        dtype: in which sweeps multiply particles and templates; see ``joint_em.expect``.
     """
 
     num_classes: int = 1
@@ -50,6 +51,7 @@ class Options:
     symmetry: str = "C1"
     seed: int = 0
     block: int = 64
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 class Banded(NamedTuple):
@@ -160,11 +162,10 @@ class FitData:
                 )
             )
 
-        def sweep(observations, model, rotations, shifts, log_prior, temperature, band):
-            return expect(
-                observations, model, rotations, shifts, log_prior, band,
-                temperature=temperature, block=self.options.block,
-            )  # fmt: skip
+        def sweep(*arguments: Any, band: Band) -> tuple[Posterior, Statistics]:
+            *others, temperature = arguments
+            options = {"block": self.options.block, "dtype": self.options.dtype}
+            return expect(*others, band, temperature=temperature, **options)
 
         group = symmetry.point_group(self.options.symmetry)
 

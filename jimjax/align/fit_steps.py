@@ -70,9 +70,9 @@ PLAN: tuple[Sweep | Nearby, ...] = (
 )
 
 REFERENCE_PLAN: tuple[Sweep | Nearby, ...] = (
-    Sweep(3.7, 1152, 0.19, 0.0475, 2),
-    Sweep(4.35, 2304, 0.19, 0.0475, 2),
-    Sweep(5.7, 4608, 0.095, 0.0475, 2),
+    Sweep(3.7, 1152, 0.19, 0.0475, 1),
+    Sweep(4.35, 2304, 0.095, 0.0475, 2),
+    Sweep(5.7, 4608, 0.095, 0.0475, 1),
     Nearby(5.7, 4, with_twins=True),
     Nearby(7.0, 4),
 )

@@ -105,6 +105,19 @@ def test_true_poses_are_found_in_little_noise(world):
     np.testing.assert_allclose(posterior.classes.max(axis=2), 1, atol=1e-5)
 
 
+def test_bfloat16_finds_nearly_the_same(world, observations, model):
+    poses = world.rotations, world.shifts, LOG_PRIOR
+    full, half = (
+        joint_em.expect(observations, model, *poses, world.band, dtype=dtype)
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    np.testing.assert_allclose(half[0].evidence, full[0].evidence, rtol=0.02, atol=0.3)
+    assert np.any(np.asarray(half[0].evidence) != np.asarray(full[0].evidence))
+    np.testing.assert_allclose(half[0].classes, full[0].classes, atol=0.1)
+    scale = np.abs(full[1].sums.spectra).max()
+    np.testing.assert_allclose(half[1].sums.spectra, full[1].sums.spectra, atol=0.1 * scale)
+
+
 @pytest.fixture(scope="module")
 def many(world):
     random = np.random.default_rng(2)
