@@ -10,6 +10,7 @@ from jimjax.align import fit as fitting
 from jimjax.align.fit_steps import Nearby, Sweep
 from jimjax.cli import main
 from jimjax.commands import benchmark
+from jimjax.progress import Interrupted
 
 SWEEPS = Sweep(2.35, 72, 0.1, 0.1, 2), Nearby(2.35, 1)
 
@@ -62,3 +63,13 @@ def test_methods_see_no_truth(tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "fit", spy)
     main(["benchmark", "alignment", "--out", str(tmp_path), "--snr", "1", "--methods", "em"])
     assert seen == [(None, None, None)]
+
+
+def test_interrupted_benchmark_can_go_on(tmp_path, monkeypatch, capsys):
+    def stop(particles, options, **how):
+        raise Interrupted("stopped at iteration 1 of 3")
+
+    monkeypatch.setattr(fitting, "fit", stop)
+    arguments = ["benchmark", "alignment", "--out", str(tmp_path), "--snr", "1", "--methods", "em"]
+    assert main(arguments) == 75
+    assert "go on with the same command" in capsys.readouterr().err

@@ -320,7 +320,7 @@ def finish(
     )
     own = Start(found.labels, found.rotations, found.shifts)
     if half_maps == "independent":
-        own = _align_halves(particles, options, own)
+        own = _align_halves(particles, options, own, out)
     posed = dataclasses.replace(
         particles, labels=own.labels, rotations=own.rotations, shifts=own.shifts
     )
@@ -349,11 +349,13 @@ def _uncertainties(particles: "Subtomograms", found: "Found") -> dict[str, "np.n
     }
 
 
-def _align_halves(particles: "Subtomograms", options: "Options", start: "Start") -> "Start":
+def _align_halves(
+    particles: "Subtomograms", options: "Options", start: "Start", folder: Path
+) -> "Start":
     from jimjax.align.halves import fit_halves
     from jimjax.commands.progress import open_progress, say
     from jimjax.commands.train import training_exits
 
     say("aligning each half set by itself, for the resolution")
-    with training_exits(Path()), open_progress() as progress:
+    with training_exits(folder), open_progress() as progress:
         return fit_halves(particles, options, start, progress=progress)

@@ -90,6 +90,7 @@ class Benchmark:
     def run(self) -> None:
         """Simulates, runs what is missing, and writes the table."""
         from jimjax.commands import files
+        from jimjax.commands.train import training_exits
 
         self._check()
         settings = {
@@ -99,9 +100,10 @@ class Benchmark:
             "seed": self.seed,
         }
         self._remember(settings)
-        for snr in self.snr:
-            for method in self.methods:
-                self._measure(method, snr)
+        with training_exits(self.out, "the same command"):
+            for snr in self.snr:
+                for method in self.methods:
+                    self._measure(method, snr)
         results = self._results()
         files.write_json(self.out / "results.json", {**settings, "results": results})
         names = [path.name.split(".")[0] for path in self.structures]

@@ -88,8 +88,8 @@ class Train:
 
 
 @contextmanager
-def training_exits(folder: Path) -> Iterator[None]:
-    """Turns the ends that training can come to into exit codes."""
+def training_exits(folder: Path, resume: str = "--resume") -> Iterator[None]:
+    """Turns the ends that training can come to into exit codes; ``resume`` is how to go on."""
     from jimjax.progress import Interrupted
     from jimjax.train import loop
 
@@ -97,7 +97,7 @@ def training_exits(folder: Path) -> Iterator[None]:
         yield
     except Interrupted as problem:
         raise Stop(
-            f"{problem}; saved in {folder}, go on with --resume", EXIT_INTERRUPTED
+            f"{problem}; saved in {folder}, go on with {resume}", EXIT_INTERRUPTED
         ) from problem
     except loop.TrainingError as problem:
         raise Stop(str(problem), EXIT_FAILED) from problem
