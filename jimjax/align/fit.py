@@ -41,7 +41,7 @@ class Found(NamedTuple):
 
     Attributes:
         labels: ``(n,)`` int, most probable classes.
-        probabilities: ``(n, c)``, of the classes.
+        probabilities: ``(n, c)``, of the classes; 0 and 1 where no sweep compared them.
         rotations: ``(n, 3, 3)``, reference into particle.
         shifts: ``(n, 3)``, (x, y, z), voxels.
         angle_deviations: ``(n,)``, posterior standard deviation about an axis, radians.
@@ -99,9 +99,12 @@ def fit(
     Raises:
         InputError: if there are too few particles, an option is out of range, or the state in
             the folder is of other particles, options or plan.
+        ValueError: if both references and a start are given.
         Interrupted: after SIGTERM or SIGINT, with the state saved, if there is a folder.
     """
     _check(particles, options, references)
+    if references is not None and start is not None:
+        raise ValueError("give references or a start, not both")
     if plan is None:
         plan = PLAN if references is None else REFERENCE_PLAN
         plan = plan if start is None else REFINE_PLAN

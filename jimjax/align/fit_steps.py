@@ -65,8 +65,8 @@ PLAN: tuple[Sweep | Nearby, ...] = (
     Sweep(3.7, 1152, 0.095, 0.0475, 4),
     Sweep(4.35, 1152, 0.095, 0.0475, 2),
     Nearby(4.35, 5),
-    Nearby(4.35, 16, with_twins=True),
-    Nearby(5.7, 6),
+    *[Nearby(4.35, 5, with_twins=True)] * 3,  # what is a twin changes as averages improve
+    Nearby(5.7, 5),
 )
 
 REFERENCE_PLAN: tuple[Sweep | Nearby, ...] = (
@@ -78,8 +78,8 @@ REFERENCE_PLAN: tuple[Sweep | Nearby, ...] = (
 )
 REFINE_PLAN: tuple[Sweep | Nearby, ...] = (
     Nearby(4.35, 6),
-    Nearby(4.35, 8, with_twins=True),
-    Nearby(5.7, 6),
+    *[Nearby(4.35, 4, with_twins=True)] * 2,
+    Nearby(5.7, 5),
 )
 FINISH_PLAN: tuple[Sweep | Nearby, ...] = (
     Sweep(2.35, 576, 0.14, 0.07, 2),
