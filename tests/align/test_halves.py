@@ -1,0 +1,45 @@
+"""Half sets that never see each other: noise must not agree with itself."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jimjax.align.fit import fit
+from jimjax.align.fit_data import Options
+from jimjax.align.fit_steps import Nearby, Start, Sweep
+from jimjax.align.halves import fit_halves
+from jimjax.average import average_classes
+from jimjax.data.phantom import demo_phantoms
+from jimjax.data.simulate import simulate
+
+BOX, NUM, FIRST_LIMIT = 16, 120, 1.5
+PLAN = Sweep(FIRST_LIMIT, 72, 0.1, 0.1, 3), Sweep(3.0, 144, 0.1, 0.1, 3), Nearby(4.0, 3)
+
+
+@pytest.mark.slow
+def test_half_maps_of_noise_agree_only_where_both_began():
+    particles = simulate(
+        jax.random.key(0),
+        demo_phantoms(1, shape=(BOX,) * 3),
+        num_per_class=NUM,
+        snr=1e-6,
+        voxel_size=24.0,
+        box=BOX,
+        max_shift=1.0,
+    )
+    particles = dataclasses.replace(particles, halves=1 + np.arange(NUM) % 2)
+    options = Options(max_shift=1.0)
+    joint = fit(particles, options, plan=PLAN)
+    start = Start(joint.labels, joint.rotations, joint.shifts)
+    curves = []
+    for found in (start, fit_halves(particles, options, start, plan=PLAN)):
+        posed = dataclasses.replace(
+            particles, labels=found.labels, rotations=found.rotations, shifts=found.shifts
+        )
+        curves.append(np.asarray(average_classes(posed)[0].fsc))
+    beyond = slice(int(FIRST_LIMIT / (2 / 3)) + 2, 7)  # shells, cycles per box
+    joint_curve, independent = (np.mean(curve[beyond]) for curve in curves)
+    assert joint_curve > 0.3  # poses found together make noise agree
+    assert independent < 0.143
