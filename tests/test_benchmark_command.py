@@ -9,7 +9,7 @@ from jimjax import cli
 from jimjax.align import fit as fitting
 from jimjax.align.fit_steps import Nearby, Sweep
 from jimjax.cli import main
-from jimjax.commands import benchmark
+from jimjax.commands import benchmark, benchmark_methods
 from jimjax.progress import Interrupted
 
 SWEEPS = Sweep(2.35, 72, 0.1, 0.1, 2), Nearby(2.35, 1)
@@ -21,7 +21,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(fitting, "PLAN", SWEEPS)
     monkeypatch.setattr(fitting, "REFERENCE_PLAN", SWEEPS)
     monkeypatch.setitem(benchmark.PRESETS, "small", benchmark.Preset(4, 3, "small", 1))
-    monkeypatch.setattr(benchmark, "NUM_PAIRS", 3)
+    monkeypatch.setattr(benchmark_methods, "NUM_PAIRS", 3)
     monkeypatch.setattr(benchmark, "NUM_PHANTOMS", 2)
     monkeypatch.setattr(benchmark, "BOX", 16)
     monkeypatch.setattr(benchmark, "VOXEL_SIZE", 24.0)

@@ -1,6 +1,5 @@
 """What is known while the joint EM runs, and how it is kept on disk."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jimjax.align.fit_data import Options
-from jimjax.data.subtomograms import Subtomograms
+from jimjax.data.subtomograms import Subtomograms, hash_arrays
 from jimjax.io.errors import InputError
 from jimjax.io.files import replace_file
 
@@ -44,11 +43,9 @@ def fingerprint(
     plan: Sequence[Any],
 ) -> str:
     """A hash of all that the outcome follows from."""
-    digest = hashlib.sha256(repr((options, tuple(plan))).encode())
     given = [] if references is None else [references]
-    for array in (particles.volumes, particles.tilt_ranges, *given, *(start or ())):
-        digest.update(np.ascontiguousarray(array, np.float32))
-    return digest.hexdigest()
+    arrays = particles.volumes, particles.tilt_ranges, *given, *(start or ())
+    return hash_arrays(*arrays, salt=repr((options, tuple(plan))))
 
 
 class Store:

@@ -183,7 +183,6 @@ def _model_of_poses(
     moved = observations.spectra * back * weights
     measured = observations.masks[observations.groups] * weights
 
-    @jax.jit
     def insert(fold: tuple[jax.Array, ...]) -> Sums:
         moved, measured, labels, rotations = fold
         return slices.insert_own(
@@ -209,7 +208,7 @@ def _first_gains(data: FitData, banded: Banded, shifts: np.ndarray) -> np.ndarra
     seen = jnp.sum((observations.spectra * back * weights).real, axis=(0, 1))[lowest]
     measured = jnp.sum(observations.masks[observations.groups] * weights, axis=(0, 1))[lowest]
     gain = float(template @ seen / ((template**2) @ measured))
-    if gain <= 0:
+    if not gain > 0:
         raise InputError(
             "the references are light where the particles are dark, or the other way round; "
             "invert the contrast of one of them"

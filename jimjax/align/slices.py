@@ -152,7 +152,7 @@ def widen_grids(grids: jax.Array, band: Band) -> jax.Array:
 def grid_shells(band: Band) -> np.ndarray:
     """The shell of every place of the grid, the last one for those beyond: ``(g, g, g)`` int."""
     axis = np.arange(-band.reach, band.reach + 1) / OVERSAMPLING
-    distance = np.sqrt(sum(np.square(grid) for grid in np.meshgrid(axis, axis, axis)))
+    distance = _distances(axis)
     return np.clip(np.rint(distance).astype(int) - 1, 0, band.num_shells - 1)
 
 
@@ -254,7 +254,7 @@ def solve(sums: Sums, band: Band, *, radius: float, group: jax.Array | None = No
     if group is not None and len(group) > 1:
         spectra, weights = _add_equivalents(spectra, weights, group, band)
     axis = np.arange(-band.reach, band.reach + 1) / OVERSAMPLING
-    distance = np.sqrt(sum(np.square(grid) for grid in np.meshgrid(axis, axis, axis))).ravel()
+    distance = _distances(axis).ravel()
     shells = np.rint(distance).astype(int)
     is_inside = jnp.asarray(distance > 0) & (weights > 0)
     safe = jnp.where(is_inside, weights, 1)
@@ -293,10 +293,15 @@ def _confine(grids: jax.Array, band: Band, radius: float) -> jax.Array:
     size = max(band.box, band.side + 1)
     spacing = OVERSAMPLING * band.box / size  # voxels
     axis = (np.arange(size) - size // 2) * spacing
-    distance = np.sqrt(sum(np.square(grid) for grid in np.meshgrid(axis, axis, axis)))
+    distance = _distances(axis)
     mask = soft_ball(distance, radius) / _envelope(size, band.box, spacing) ** 2
     densities = _transform_back(_embed(grids, size)).real
     return _middle(_transform(densities * mask), band.side)
+
+
+def _distances(axis: np.ndarray) -> np.ndarray:
+    """How far the places of a cube with these coordinates along each axis are from its middle."""
+    return np.sqrt(sum(np.square(grid) for grid in np.meshgrid(axis, axis, axis)))
 
 
 def _add_equivalents(

@@ -86,21 +86,16 @@ class Align:
         self.out.mkdir(parents=True, exist_ok=True)
         options = self._options()
         found = self._find(particles, references, options)
-        seconds = time.monotonic() - started
-        more = {"method": self.method, "seconds": round(seconds, 1)}
+        options = dataclasses.replace(options, num_classes=len(found.volumes))
+        more = {"method": self.method, "seconds": round(time.monotonic() - started, 1)}
         finish(
             particles, found, options, self.data, self.out, half_maps=self.half_maps, more=more
         )  # fmt: skip
 
     def _check(self) -> None:
-        from jimjax.commands import files
         from jimjax.io.errors import InputError
 
-        files.check_output_folder(self.out)
-        if self.out.is_dir():
-            files.check_output_file(self.out / CLASSES, [self.data])
-        if self.seed < 0:
-            raise InputError(f"--seed must be 0 or more, got {self.seed}")
+        check_door(self.data, self.out, self.seed)
         if self.method == "search" and not self.reference:
             raise InputError("--method search needs --reference MAP.mrc, one map for each class")
         if "jimnet" in self.method and self.run_folder is None:
@@ -148,9 +143,15 @@ class Align:
             return run_fit(particles, options, self.out, resume=self.resume)
 
         from jimjax.align.fit import Found
+        from jimjax.io.errors import InputError
         from jimjax.train.run import load_run, predict
 
         run = load_run(self.run_folder)
+        if self.num_classes not in (None, len(run.references)):
+            raise InputError(
+                f"--num-classes {self.num_classes} does not fit {self.run_folder}, a run of "
+                f"{len(run.references)} classes; leave it out"
+            )
         guess = predict(run, particles)
         if self.method == "jimnet":
             unknown = guess.correlations * float("nan")
@@ -214,9 +215,7 @@ class Refine:
         from jimjax.data.subtomograms import load
 
         started = time.monotonic()
-        files.check_output_folder(self.out)
-        if self.out.is_dir():
-            files.check_output_file(self.out / CLASSES, [self.data])
+        check_door(self.data, self.out, self.seed)
         tilt_range = files.tilt_range(self.tilt_min, self.tilt_max)
         particles = load(
             self.data,
@@ -246,6 +245,22 @@ class Refine:
         )  # fmt: skip
 
 
+def check_door(data: Path, out: Path, seed: int) -> None:
+    """Raises if the output cannot be written, or would replace the input.
+
+    Raises:
+        InputError: also if the seed is negative.
+    """
+    from jimjax.commands import files
+    from jimjax.io.errors import InputError
+
+    files.check_output_folder(out)
+    if out.is_dir():
+        files.check_output_file(out / CLASSES, [data])
+    if seed < 0:
+        raise InputError(f"--seed must be 0 or more, got {seed}")
+
+
 def read_references(paths: tuple[Path, ...], particles: "Subtomograms") -> "np.ndarray | None":
     """Reads maps that fit the particles; None if there are no paths.
 
@@ -254,6 +269,7 @@ def read_references(paths: tuple[Path, ...], particles: "Subtomograms") -> "np.n
     """
     import numpy as np
 
+    from jimjax.data.columns import VOXEL_SIZE_TOLERANCE
     from jimjax.io import mrc
     from jimjax.io.errors import InputError
 
@@ -268,7 +284,7 @@ def read_references(paths: tuple[Path, ...], particles: "Subtomograms") -> "np.n
                 f"{path}: has {shape} voxels, the particles {box} x {box} x {box}; crop or pad it"
             )
         size = volume.voxel_size
-        if size and abs(size / particles.voxel_size - 1) > 0.01:
+        if size and abs(size / particles.voxel_size - 1) > VOXEL_SIZE_TOLERANCE:
             raise InputError(
                 f"{path}: has {size:g} A per voxel, the particles {particles.voxel_size:g} A; "
                 "rescale it, or correct the voxel size"

@@ -1,49 +1,21 @@
 """``jimjax benchmark``: every method on the same simulated particles, at every noise."""
 
-import dataclasses
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-if TYPE_CHECKING:
-    import numpy as np
+from jimjax.commands.benchmark_methods import METHODS, Case, Preset
 
+if TYPE_CHECKING:
     from jimjax.data.subtomograms import Subtomograms
 
 SNRS = (100.0, 0.1, 0.05, 0.03, 0.01)
 BOX, VOXEL_SIZE, TILT_RANGE, MAX_SHIFT = 32, 12.0, (-60.0, 60.0), 6.0
 NUM_PHANTOMS = 5  # classes where no structures are given
-NUM_PAIRS = 100  # of pairwise methods
-PUBLISHED = {  # Jim-Net: rotation and translation error, accuracy; other structures and simulator
-    100.0: (0.29, 1.28, 1.0),
-    0.1: (0.51, 2.12, 0.997),
-    0.05: (0.80, 3.20, 0.961),
-    0.03: (1.02, 4.12, 0.855),
-    0.01: (1.58, 6.78, 0.481),
-}
-
-
-class Preset(NamedTuple):
-    """How much there is.
-
-    Attributes:
-        num_per_class: particles of each class to fit or train on.
-        num_fresh: particles of each class that nothing was fitted to.
-        network: preset of Jim-Net.
-        pretrain_steps: of Jim-Net.
-    """
-
-    num_per_class: int
-    num_fresh: int
-    network: Literal["small", "paper"]
-    pretrain_steps: int
-
-
 PRESETS = {"small": Preset(100, 50, "small", 500), "paper": Preset(1000, 200, "paper", 20000)}
 
 
@@ -91,6 +63,7 @@ class Benchmark:
         """Simulates, runs what is missing, and writes the table."""
         from jimjax.commands import files
         from jimjax.commands.train import training_exits
+        from jimjax.report.alignment import draw_curves, make_table
 
         self._check()
         settings = {
@@ -102,14 +75,13 @@ class Benchmark:
         self._remember(settings)
         with training_exits(self.out, "the same command"):
             for snr in self.snr:
-                for method in self.methods:
-                    self._measure(method, snr)
+                self._measure(snr)
         results = self._results()
         files.write_json(self.out / "results.json", {**settings, "results": results})
-        names = [path.name.split(".")[0] for path in self.structures]
-        (self.out / "table.md").write_text(make_table(results, names), encoding="utf-8")
+        table = make_table(results, [path.name.split(".")[0] for path in self.structures])
+        (self.out / "table.md").write_text(table, encoding="utf-8")
         draw_curves(results, self.out / "curves.png")
-        print(make_table(results, names))
+        print(table)
 
     def _check(self) -> None:
         from jimjax.commands import files
@@ -135,9 +107,6 @@ class Benchmark:
         self.out.mkdir(parents=True, exist_ok=True)
         files.write_json(path, settings)
 
-    def _folder(self, snr: float) -> Path:
-        return self.out / f"snr_{snr:g}"
-
     def _results(self) -> list[dict[str, Any]]:
         found = [
             json.loads(path.read_text(encoding="utf-8"))
@@ -146,30 +115,32 @@ class Benchmark:
         order = {method: place for place, method in enumerate(METHODS)}
         return sorted(found, key=lambda result: (-result["snr"], order[result["method"]]))
 
-    def _measure(self, method: str, snr: float) -> None:
-        """Runs one method at one noise, unless its result is there."""
+    def _measure(self, snr: float) -> None:
+        """Runs the methods whose results at one noise are not there yet."""
         from jimjax.commands import files
         from jimjax.commands.progress import say
 
-        folder = self._folder(snr)
-        path = folder / f"result_{method}.json"
-        if path.exists():
+        folder = self.out / f"snr_{snr:g}"
+        paths = {method: folder / f"result_{method}.json" for method in self.methods}
+        missing = [method for method, path in paths.items() if not path.exists()]
+        if not missing:
             return
-        fitted, fresh = self._particles(snr)
-        say(f"{method} at SNR {snr:g}")
         folder.mkdir(parents=True, exist_ok=True)
-        started = time.monotonic()
-        case = Case(fitted, fresh, folder, self.seed, PRESETS[self.preset])
-        scores, details = METHODS[method](case)
-        result = {
-            "method": method,
-            "snr": snr,
-            "noise": "ctf" if self.ctf else "white",
-            "seconds": round(time.monotonic() - started, 1),
-            **details,
-            **scores,
-        }
-        files.write_json(path, result)
+        fitted, fresh = self._particles(snr)
+        case = Case(fitted, fresh, folder, MAX_SHIFT, self.seed, PRESETS[self.preset])
+        for method in missing:
+            say(f"{method} at SNR {snr:g}")
+            started = time.monotonic()
+            scores, details = METHODS[method](case)
+            result = {
+                "method": method,
+                "snr": snr,
+                "noise": "ctf" if self.ctf else "white",
+                "seconds": round(time.monotonic() - started, 1),
+                **details,
+                **scores,
+            }
+            files.write_json(paths[method], result)
 
     def _particles(self, snr: float) -> tuple["Subtomograms", "Subtomograms"]:
         import jax
@@ -200,265 +171,3 @@ class Benchmark:
             for key, num in zip(keys, (preset.num_per_class, preset.num_fresh), strict=True)
         )
         return fitted, fresh
-
-
-class Case(NamedTuple):
-    """What a method is given.
-
-    Attributes:
-        fitted: particles to fit or train on.
-        fresh: particles of the same classes that nothing is fitted to.
-        folder: where it may keep what others use.
-        seed: of all that is random.
-        preset: the benchmark's.
-    """
-
-    fitted: "Subtomograms"
-    fresh: "Subtomograms"
-    folder: Path
-    seed: int
-    preset: Preset
-
-    def hide(self, particles: "Subtomograms") -> "Subtomograms":
-        """The particles without their truth."""
-        return dataclasses.replace(particles, labels=None, rotations=None, shifts=None)
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes there are."""
-        return int(self.fitted.labels.max()) + 1
-
-
-Measured = tuple[dict[str, Any], dict[str, Any]]
-
-
-def _score(found: Any, truth: "Subtomograms") -> dict[str, Any]:
-    import numpy as np
-
-    from jimjax.evaluate import evaluate
-
-    def part(rows: "np.ndarray") -> dict[str, float]:
-        own = (field[rows] for field in (found.labels, found.rotations, found.shifts))
-        true = (field[rows] for field in (truth.labels, truth.rotations, truth.shifts))
-        return evaluate(*own, *true)
-
-    scores: dict[str, Any] = part(np.arange(len(truth)))
-    names = ("rotation_error_mean", "rotation_error_median", "translation_error_mean")
-    each = [part(np.flatnonzero(truth.labels == label)) for label in np.unique(truth.labels)]
-    scores["per_class"] = [{name: own[name] for name in names} for own in each]
-    return scores
-
-
-def _em(case: Case, **how: Any) -> Any:
-    from jimjax.align.fit import fit
-    from jimjax.align.fit_data import Options
-    from jimjax.commands.progress import open_progress
-
-    options = Options(case.num_classes, max_shift=MAX_SHIFT, seed=case.seed)
-    particles = case.hide(how.pop("particles", case.fitted))
-    with open_progress() as progress:
-        return fit(particles, options, progress=progress, **how)
-
-
-def _measure_em(case: Case) -> Measured:
-    import numpy as np
-
-    started = time.monotonic()
-    found = _em(case)
-    seconds = time.monotonic() - started
-    np.save(case.folder / "averages.npy", found.volumes)
-    details = {"seconds_per_particle": seconds / len(case.fitted), "scored_on": "fitted"}
-    return _score(found, case.fitted), details
-
-
-def _measure_em_fresh(case: Case) -> Measured:
-    import numpy as np
-
-    path = case.folder / "averages.npy"
-    if not path.exists():
-        np.save(path, _em(case).volumes)
-    references = np.load(path, allow_pickle=False)
-    started = time.monotonic()
-    found = _em(case, particles=case.fresh, references=references)
-    seconds = time.monotonic() - started
-    details = {"seconds_per_particle": seconds / len(case.fresh), "scored_on": "fresh"}
-    return _score(found, case.fresh), details
-
-
-def _train(case: Case) -> Any:
-    """The network trained on the case's particles; kept in its folder."""
-    from jimjax.commands.progress import open_progress
-    from jimjax.config import NetworkSection, PretrainSection, RunConfig
-    from jimjax.train.run import load_run, train_run
-
-    folder = case.folder / "jimnet"
-    if (folder / "references.mrcs").exists():
-        return load_run(folder)
-    network = NetworkSection(preset=case.preset.network, num_classes=case.num_classes)
-    pretrain = PretrainSection(steps=case.preset.pretrain_steps)
-    config = RunConfig(network=network, pretrain=pretrain, seed=case.seed)
-    with open_progress() as progress:
-        return train_run(
-            config,
-            case.hide(case.fitted),
-            folder,
-            resume=(folder / "config.toml").exists(),
-            progress=progress,
-        )
-
-
-def _measure_jimnet(case: Case) -> Measured:
-    from jimjax.train.run import predict
-
-    started = time.monotonic()
-    run = _train(case)
-    trained = time.monotonic()
-    found = predict(run, case.hide(case.fresh))
-    details = {
-        "seconds_per_particle": (time.monotonic() - trained) / len(case.fresh),
-        "training_seconds": round(trained - started, 1),
-        "scored_on": "fresh",
-    }
-    return _score(found, case.fresh), details
-
-
-def _measure_jimnet_em(case: Case) -> Measured:
-    from jimjax.align.fit_steps import FINISH_PLAN, Start
-    from jimjax.train.run import predict
-
-    run = _train(case)
-    started = time.monotonic()
-    guess = predict(run, case.hide(case.fitted))
-    start = Start(guess.labels, guess.rotations, guess.shifts)
-    found = _em(case, start=start, plan=FINISH_PLAN)
-    seconds = time.monotonic() - started
-    details = {"seconds_per_particle": seconds / len(case.fitted), "scored_on": "fitted"}
-    return _score(found, case.fitted), details
-
-
-def _measure_ht(case: Case) -> Measured:
-    import functools
-
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from jimjax import ops
-    from jimjax.evaluate.pose import PoseErrors, sample_pairs, score_poses
-
-    truth = case.fresh
-    first, second = sample_pairs(truth.labels, max_pairs=NUM_PAIRS, seed=case.seed)
-    match = jax.jit(
-        functools.partial(ops.fast_rotational_matching, max_shift=2 * MAX_SHIFT, cutoff=0.25)
-    )
-    started, rotations, shifts = time.monotonic(), [], []
-    for a, b in zip(first, second, strict=True):
-        wedges = {
-            "template_wedge": jnp.asarray(truth.tilt_ranges[a]),
-            "volume_wedge": jnp.asarray(truth.tilt_ranges[b]),
-        }
-        best = match(jnp.asarray(truth.volumes[a]), jnp.asarray(truth.volumes[b]), **wedges)
-        rotations.append(np.asarray(best.pose.rotation[0]))
-        shifts.append(np.asarray(best.pose.shift[0]))
-    seconds = time.monotonic() - started
-    relative = truth.rotations[second] @ np.swapaxes(truth.rotations[first], 1, 2)
-    moved = truth.shifts[second] - np.einsum("pij,pj->pi", relative, truth.shifts[first])
-    errors = PoseErrors(
-        np.linalg.norm(np.array(rotations) - relative, axis=(1, 2)),
-        np.linalg.norm(np.array(shifts) - moved, axis=1),
-    )
-    details = {"seconds_per_particle": seconds / len(first), "scored_on": "fresh"}
-    return score_poses(errors), details
-
-
-METHODS: dict[str, Callable[[Case], Measured]] = {
-    "em": _measure_em,
-    "em-fresh": _measure_em_fresh,
-    "jimnet": _measure_jimnet,
-    "jimnet+em": _measure_jimnet_em,
-    "ht": _measure_ht,
-}
-
-
-def make_table(results: list[dict[str, Any]], names: list[str]) -> str:
-    """The results as Markdown, beside Jim-Net's published ones.
-
-    Args:
-        results: of the benchmark.
-        names: of the structures, in order of class.
-
-    Returns:
-        Two tables: all classes together, and the errors of each.
-    """
-    lines = [
-        "| SNR | method | scored on | accuracy | rotation error mean / std / median | below 10, "
-        "20 degrees | translation error mean / std (voxels) | s per particle |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for snr in sorted({result["snr"] for result in results}, reverse=True):
-        for own in (result for result in results if result["snr"] == snr):
-            accuracy = own.get("clustering_accuracy")
-            shares = [own[f"rotation_share_below_{angle}_degrees"] for angle in (10, 20)]
-            cells = [
-                f"{snr:g}",
-                own["method"],
-                own["scored_on"],
-                "-" if accuracy is None else f"{accuracy:.3f}",
-                f"{own['rotation_error_mean']:.2f} / {own['rotation_error_std']:.2f} / "
-                f"{own['rotation_error_median']:.2f}",
-                ", ".join(f"{share:.0%}" for share in shares),
-                f"{own['translation_error_mean']:.2f} / {own['translation_error_std']:.2f}",
-                f"{own['seconds_per_particle']:.2f}",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-        if snr in PUBLISHED:
-            rotation, translation, accuracy = PUBLISHED[snr]
-            lines.append(
-                f"| {snr:g} | Jim-Net as published | other data | {accuracy:.3f} | "
-                f"{rotation:.2f} / - / - | - | {translation:.2f} / - | - |"
-            )
-    each = [result for result in results if "per_class" in result]
-    if each:
-        count = len(each[0]["per_class"])
-        heads = names if len(names) == count else [f"class {n + 1}" for n in range(count)]
-        lines += ["", f"| SNR | method | {' | '.join(heads)} |", "|---|---" + "|---" * count + "|"]
-        lines += [
-            f"| {own['snr']:g} | {own['method']} | "
-            + " | ".join(
-                f"{one['rotation_error_mean']:.2f} / {one['rotation_error_median']:.2f}"
-                for one in own["per_class"]
-            )
-            + " |"
-            for own in each
-        ]
-        lines.append("")
-        lines.append("The second table: rotation error within each class, mean / median.")
-    return "\n".join(lines) + "\n"
-
-
-def draw_curves(results: list[dict[str, Any]], path: Path) -> None:
-    """Draws accuracy and errors of every method over the SNR."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = {
-        "clustering_accuracy": "clustering accuracy",
-        "rotation_error_mean": "rotation error, mean",
-        "translation_error_mean": "translation error, mean (voxels)",
-    }
-    published = dict(zip(panels, (2, 0, 1), strict=True))
-    for axes, (name, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for method in METHODS:
-            own = [r for r in results if r["method"] == method and name in r]
-            if own:
-                values = [result[name] for result in own]
-                axes.plot([result["snr"] for result in own], values, "o-", label=method)
-        snrs = sorted({result["snr"] for result in results} & set(PUBLISHED))
-        values = [PUBLISHED[snr][published[name]] for snr in snrs]
-        axes.plot(snrs, values, "k:", label="Jim-Net as published")
-        axes.set(xscale="log", xlabel="SNR", title=title)
-        axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=130)

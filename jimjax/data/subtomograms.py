@@ -7,6 +7,7 @@ of simulated data cannot leak into training.
 """
 
 import contextlib
+import hashlib
 import os
 import re
 import warnings
@@ -172,6 +173,14 @@ def normalize(volumes: np.ndarray) -> np.ndarray:
         is_constant = deviation <= np.abs(volume).max(initial=0.0) * np.finfo(np.float32).eps
         out[place] = 0.0 if is_constant else centred / deviation
     return out
+
+
+def hash_arrays(*arrays: np.ndarray, salt: str = "") -> str:
+    """SHA-256 of numbers in float32, and of a text before them, to tell data sets apart."""
+    digest = hashlib.sha256(salt.encode())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array, np.float32))
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ __all__ = [
     "MAX_PAIRS",
     "PoseErrors",
     "relative_pose_errors",
+    "relative_poses",
     "rotation_error_degrees",
     "sample_pairs",
     "score_poses",
@@ -72,6 +73,24 @@ def sample_pairs(
     return np.concatenate(first), np.concatenate(second)
 
 
+def relative_poses(
+    rotations: np.ndarray, shifts: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds what carries one particle of each pair into the other.
+
+    Args:
+        rotations: ``(n, 3, 3)``, reference to particle.
+        shifts: ``(n, 3)``, (x, y, z), voxels.
+        first: ``(num_pairs,)``, rows.
+        second: same shape.
+
+    Returns:
+        Rotations ``(num_pairs, 3, 3)`` and shifts ``(num_pairs, 3)``.
+    """
+    relative = rotations[second] @ np.swapaxes(rotations[first], 1, 2)
+    return relative, shifts[second] - np.einsum("pij,pj->pi", relative, shifts[first])
+
+
 def relative_pose_errors(
     rotations: np.ndarray,
     shifts: np.ndarray,
@@ -114,8 +133,8 @@ def relative_pose_errors(
         for name, values in (("shifts", shifts), ("true_shifts", true_shifts))
     )
     first, second = sample_pairs(true_labels, max_pairs=max_pairs, seed=seed)
-    rotation, shift = _relative_poses(rotations, shifts, first, second)
-    true_rotation, true_shift = _relative_poses(true_rotations, true_shifts, first, second)
+    rotation, shift = relative_poses(rotations, shifts, first, second)
+    true_rotation, true_shift = relative_poses(true_rotations, true_shifts, first, second)
     return PoseErrors(
         rotation=np.linalg.norm(rotation - true_rotation, axis=(1, 2)),
         translation=np.linalg.norm(shift - true_shift, axis=1),
@@ -171,13 +190,6 @@ def _unrank_pairs(ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # Exact in float64 for 10^7 particles and more: 8 rank + 1 is an odd square where high steps.
     high = np.floor((1 + np.sqrt(1 + 8 * ranks.astype(np.float64))) / 2).astype(np.int64)
     return ranks - high * (high - 1) // 2, high
-
-
-def _relative_poses(
-    rotations: np.ndarray, shifts: np.ndarray, first: np.ndarray, second: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    relative = rotations[second] @ np.swapaxes(rotations[first], 1, 2)
-    return relative, shifts[second] - np.einsum("pij,pj->pi", relative, shifts[first])
 
 
 def _checked(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

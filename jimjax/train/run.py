@@ -14,7 +14,8 @@ import numpy as np
 import jimjax
 from jimjax.align import inference
 from jimjax.config import RunConfig, read_config, write_config
-from jimjax.data.subtomograms import Subtomograms, normalize
+from jimjax.data.columns import VOXEL_SIZE_TOLERANCE
+from jimjax.data.subtomograms import Subtomograms, hash_arrays, normalize
 from jimjax.io import mrc
 from jimjax.io.errors import InputError
 from jimjax.io.files import replace_file
@@ -293,7 +294,7 @@ def _check_match(run: Run, particles: Subtomograms) -> None:
     box, wanted = particles.volumes.shape[-1], run.references.shape[-1]
     if box != wanted:
         raise InputError(f"the run was trained on boxes of {wanted} voxels, these have {box}")
-    if abs(particles.voxel_size / run.voxel_size - 1) > 0.01:
+    if abs(particles.voxel_size / run.voxel_size - 1) > VOXEL_SIZE_TOLERANCE:
         raise InputError(
             f"the run was trained at {run.voxel_size:g} A per voxel, these particles are at "
             f"{particles.voxel_size:g} A; rescale them, or correct their voxel size"
@@ -302,10 +303,7 @@ def _check_match(run: Run, particles: Subtomograms) -> None:
 
 def _fingerprint(particles: Subtomograms) -> str:
     """A hash of all that training looks at."""
-    digest = hashlib.sha256()
-    for array in (particles.volumes, particles.tilt_ranges):
-        digest.update(np.ascontiguousarray(array, np.float32))
-    return digest.hexdigest()
+    return hash_arrays(particles.volumes, particles.tilt_ranges)
 
 
 def _provenance(config: RunConfig, particles: Subtomograms, command: str) -> str:

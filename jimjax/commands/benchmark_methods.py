@@ -1,0 +1,209 @@
+"""The methods that ``jimjax benchmark`` compares: each is given particles, and gives scores."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from jimjax.data.subtomograms import Subtomograms
+
+NUM_PAIRS = 100  # of pairwise methods
+
+
+class Preset(NamedTuple):
+    """How much there is.
+
+    Attributes:
+        num_per_class: particles of each class to fit or train on.
+        num_fresh: particles of each class that nothing was fitted to.
+        network: preset of Jim-Net.
+        pretrain_steps: of Jim-Net.
+    """
+
+    num_per_class: int
+    num_fresh: int
+    network: Literal["small", "paper"]
+    pretrain_steps: int
+
+
+class Case(NamedTuple):
+    """What a method is given.
+
+    Attributes:
+        fitted: particles to fit or train on.
+        fresh: particles of the same classes that nothing is fitted to.
+        folder: where it may keep what others use.
+        max_shift: of the particles, voxels along each axis.
+        seed: of all that is random.
+        preset: the benchmark's.
+    """
+
+    fitted: "Subtomograms"
+    fresh: "Subtomograms"
+    folder: Path
+    max_shift: float
+    seed: int
+    preset: Preset
+
+    def hide(self, particles: "Subtomograms") -> "Subtomograms":
+        """The particles without their truth."""
+        return dataclasses.replace(particles, labels=None, rotations=None, shifts=None)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return int(self.fitted.labels.max()) + 1
+
+
+Measured = tuple[dict[str, Any], dict[str, Any]]
+
+
+def _score(found: Any, truth: "Subtomograms") -> dict[str, Any]:
+    import numpy as np
+
+    from jimjax.evaluate import evaluate
+
+    def part(rows: "np.ndarray") -> dict[str, float]:
+        own = (field[rows] for field in (found.labels, found.rotations, found.shifts))
+        true = (field[rows] for field in (truth.labels, truth.rotations, truth.shifts))
+        return evaluate(*own, *true)
+
+    scores: dict[str, Any] = part(np.arange(len(truth)))
+    names = ("rotation_error_mean", "rotation_error_median", "translation_error_mean")
+    each = [part(np.flatnonzero(truth.labels == label)) for label in np.unique(truth.labels)]
+    scores["per_class"] = [{name: own[name] for name in names} for own in each]
+    return scores
+
+
+def _em(case: Case, **how: Any) -> Any:
+    from jimjax.align.fit import fit
+    from jimjax.align.fit_data import Options
+    from jimjax.commands.progress import open_progress
+
+    options = Options(case.num_classes, max_shift=case.max_shift, seed=case.seed)
+    particles = case.hide(how.pop("particles", case.fitted))
+    with open_progress() as progress:
+        return fit(particles, options, progress=progress, **how)
+
+
+def _measure_em(case: Case) -> Measured:
+    import numpy as np
+
+    started = time.monotonic()
+    found = _em(case)
+    seconds = time.monotonic() - started
+    np.save(case.folder / "averages.npy", found.volumes)
+    details = {"seconds_per_particle": seconds / len(case.fitted), "scored_on": "fitted"}
+    return _score(found, case.fitted), details
+
+
+def _measure_em_fresh(case: Case) -> Measured:
+    import numpy as np
+
+    path = case.folder / "averages.npy"
+    if not path.exists():
+        np.save(path, _em(case).volumes)
+    references = np.load(path, allow_pickle=False)
+    started = time.monotonic()
+    found = _em(case, particles=case.fresh, references=references)
+    seconds = time.monotonic() - started
+    details = {"seconds_per_particle": seconds / len(case.fresh), "scored_on": "fresh"}
+    return _score(found, case.fresh), details
+
+
+def _train(case: Case) -> Any:
+    """The network trained on the case's particles; kept in its folder."""
+    from jimjax.commands.progress import open_progress
+    from jimjax.config import NetworkSection, PretrainSection, RunConfig
+    from jimjax.train.run import load_run, train_run
+
+    folder = case.folder / "jimnet"
+    if (folder / "references.mrcs").exists():
+        return load_run(folder)
+    network = NetworkSection(preset=case.preset.network, num_classes=case.num_classes)
+    pretrain = PretrainSection(steps=case.preset.pretrain_steps)
+    config = RunConfig(network=network, pretrain=pretrain, seed=case.seed)
+    with open_progress() as progress:
+        return train_run(
+            config,
+            case.hide(case.fitted),
+            folder,
+            resume=(folder / "config.toml").exists(),
+            progress=progress,
+        )
+
+
+def _measure_jimnet(case: Case) -> Measured:
+    from jimjax.train.run import predict
+
+    started = time.monotonic()
+    run = _train(case)
+    trained = time.monotonic()
+    found = predict(run, case.hide(case.fresh))
+    details = {
+        "seconds_per_particle": (time.monotonic() - trained) / len(case.fresh),
+        "training_seconds": round(trained - started, 1),
+        "scored_on": "fresh",
+    }
+    return _score(found, case.fresh), details
+
+
+def _measure_jimnet_em(case: Case) -> Measured:
+    from jimjax.align.fit_steps import FINISH_PLAN, Start
+    from jimjax.train.run import predict
+
+    run = _train(case)
+    started = time.monotonic()
+    guess = predict(run, case.hide(case.fitted))
+    start = Start(guess.labels, guess.rotations, guess.shifts)
+    found = _em(case, start=start, plan=FINISH_PLAN)
+    seconds = time.monotonic() - started
+    details = {"seconds_per_particle": seconds / len(case.fitted), "scored_on": "fitted"}
+    return _score(found, case.fitted), details
+
+
+def _measure_ht(case: Case) -> Measured:
+    import functools
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jimjax import ops
+    from jimjax.evaluate.pose import PoseErrors, relative_poses, sample_pairs, score_poses
+
+    truth = case.fresh
+    first, second = sample_pairs(truth.labels, max_pairs=NUM_PAIRS, seed=case.seed)
+    match = jax.jit(
+        functools.partial(ops.fast_rotational_matching, max_shift=2 * case.max_shift, cutoff=0.25)
+    )
+    started, rotations, shifts = time.monotonic(), [], []
+    for a, b in zip(first, second, strict=True):
+        wedges = {
+            "template_wedge": jnp.asarray(truth.tilt_ranges[a]),
+            "volume_wedge": jnp.asarray(truth.tilt_ranges[b]),
+        }
+        best = match(jnp.asarray(truth.volumes[a]), jnp.asarray(truth.volumes[b]), **wedges)
+        rotations.append(np.asarray(best.pose.rotation[0]))
+        shifts.append(np.asarray(best.pose.shift[0]))
+    seconds = time.monotonic() - started
+    relative, moved = relative_poses(truth.rotations, truth.shifts, first, second)
+    errors = PoseErrors(
+        np.linalg.norm(np.array(rotations) - relative, axis=(1, 2)),
+        np.linalg.norm(np.array(shifts) - moved, axis=1),
+    )
+    details = {"seconds_per_particle": seconds / len(first), "scored_on": "fresh"}
+    return score_poses(errors), details
+
+
+METHODS: dict[str, Callable[[Case], Measured]] = {
+    "em": _measure_em,
+    "em-fresh": _measure_em_fresh,
+    "jimnet": _measure_jimnet,
+    "jimnet+em": _measure_jimnet_em,
+    "ht": _measure_ht,
+}
