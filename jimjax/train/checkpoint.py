@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from orbax.checkpoint import v1 as ocp
 from jimjax.io.errors import InputError
 
 NUM_KEPT = 2  # the newest, and one before it in case the newest is damaged
+REASON_LENGTH = 300  # characters of a message about a checkpoint that does not fit
 
 
 class Checkpoints:
@@ -51,9 +53,10 @@ class Checkpoints:
             jax.tree.map(_check_shape, restored, like)  # Orbax does not check numpy arrays
             return restored
         except (ValueError, KeyError, TypeError) as problem:
-            first_line = str(problem).splitlines()[0]
+            # Orbax may say it with every array of the state in one line.
+            reason = textwrap.shorten(str(problem).splitlines()[0], REASON_LENGTH)
             raise InputError(
-                f"checkpoint {self.latest_step} does not fit this configuration: {first_line}"
+                f"checkpoint {self.latest_step} does not fit this configuration: {reason}"
             ) from problem
 
     def close(self) -> None:
