@@ -22,8 +22,8 @@ CENTRING_LIMIT = 1.7  # cycles per particle diameter
 FIRST_TEMPERATURE, COOLING = 2.0, 0.75  # of the log-likelihoods, and what it falls by
 MOVING_TEMPERATURE = 1.5  # below, a particle's centre follows its best shift
 SHIFT_DEVIATION = 0.09  # particle diameters, of a shift from the centre found so far
-FIRST_ANGLE_STEP, FIRST_SHIFT_STEP = np.deg2rad(6.0), 0.5  # of lattices, voxels
-TWIN_ANGLE_STEP = np.deg2rad(5.0)
+FIRST_STEPS = np.deg2rad(6.0), 0.5  # of lattices, radians and voxels
+TWIN_STEPS = 3.0  # of the lattice around a twin, in steps of that around the pose
 NUM_TWINS = 2
 
 
@@ -65,21 +65,24 @@ PLAN: tuple[Sweep | Nearby, ...] = (
     Sweep(3.7, 1152, 0.095, 0.0475, 4),
     Sweep(4.35, 1152, 0.095, 0.0475, 2),
     Nearby(4.35, 5),
-    *[Nearby(4.35, 5, with_twins=True)] * 3,  # what is a twin changes as averages improve
-    Nearby(5.7, 5),
+    *[Nearby(4.35, 2, with_twins=True)] * 5,  # what is a twin changes as averages improve
+    Nearby(5.7, 2, with_twins=True),
+    Nearby(5.7, 3),
 )
 
 REFERENCE_PLAN: tuple[Sweep | Nearby, ...] = (
     Sweep(3.7, 1152, 0.19, 0.0475, 1),
     Sweep(4.35, 2304, 0.095, 0.0475, 2),
     Sweep(5.7, 4608, 0.095, 0.0475, 1),
-    Nearby(5.7, 4, with_twins=True),
-    Nearby(7.0, 4),
+    Nearby(5.7, 3),
+    *[Nearby(5.7, 2, with_twins=True)] * 2,
+    Nearby(7.0, 3),
 )
 REFINE_PLAN: tuple[Sweep | Nearby, ...] = (
-    Nearby(4.35, 6),
-    *[Nearby(4.35, 4, with_twins=True)] * 2,
-    Nearby(5.7, 5),
+    Nearby(4.35, 5),
+    *[Nearby(4.35, 2, with_twins=True)] * 3,
+    Nearby(5.7, 2, with_twins=True),
+    Nearby(5.7, 3),
 )
 FINISH_PLAN: tuple[Sweep | Nearby, ...] = (
     Sweep(2.35, 576, 0.14, 0.07, 2),
@@ -165,8 +168,8 @@ def _first_state(
         nearby_classes=labels[:, None],
         nearby_rotations=rotations[:, None],
         nearby_shifts=shifts[:, None],
-        angle_steps=np.full((num, 1), FIRST_ANGLE_STEP, np.float32),
-        shift_steps=np.full((num, 1), FIRST_SHIFT_STEP, np.float32),
+        angle_steps=np.full((num, 1), FIRST_STEPS[0], np.float32),
+        shift_steps=np.full((num, 1), FIRST_STEPS[1], np.float32),
     )
 
 
@@ -352,10 +355,14 @@ def _suppose(data: FitData, banded: Banded, part: Nearby, state: State, model: M
         twins = find_twins(
             model.grids[0], banded.band, num_twins=NUM_TWINS, max_shift=0.1 * data.diameter
         )
+        wider = [
+            np.minimum(TWIN_STEPS * own, first)
+            for own, first in zip(kept, FIRST_STEPS, strict=True)
+        ]
         for number in range(NUM_TWINS):
             own = Pose(*(field[state.labels, number] for field in twins.poses))
             found.append(jax.vmap(compose)(found[0], own))
-            steps.append([np.full(data.num, step) for step in (TWIN_ANGLE_STEP, FIRST_SHIFT_STEP)])
+            steps.append(wider)
     rotations, shifts = (np.stack(fields, axis=1) for fields in zip(*found, strict=True))
     angle_steps, shift_steps = (
         np.stack(fields, axis=1).astype(np.float32) for fields in zip(*steps, strict=True)

@@ -12,12 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jimjax.align import slices
+from jimjax.align.joint_em import Model, Observations
+from jimjax.align.local_em import Hypotheses, expect_nearby
 from jimjax.align.slices import Band, split
 from jimjax.ops.rotation import Pose, super_fibonacci
 
 NUM_ROTATIONS = 2304  # 15 degrees apart
 CLOSE = 30.0  # degrees; nearer rotations belong to one maximum
 SELF = 50.0  # degrees; nearer ones to the density itself
+FIRST_STEPS = 0.1, 0.5  # radians and voxels, of the lattices that make the poses precise
+NUM_HALVINGS = 7  # of those steps
+NOISE = 0.01  # of a density's power, that it is compared with itself under
 
 
 class Twins(NamedTuple):
@@ -60,7 +65,29 @@ def find_twins(grids: jax.Array, band: Band, *, num_twins: int, max_shift: float
     chosen = np.array(chosen)
     rows = np.arange(len(chosen))[:, None]
     poses = Pose(jnp.asarray(rotations[chosen]), jnp.asarray(shifts[moves[rows, chosen]]))
-    return Twins(poses, scores[rows, chosen])
+    make_precise = jax.jit(functools.partial(_make_precise, band=band))
+    return Twins(make_precise(grids, poses), scores[rows, chosen])
+
+
+def _make_precise(grids: jax.Array, poses: Pose, band: Band) -> Pose:
+    """Lets each density look for itself around the poses ``(c, m)``."""
+    spectra = slices.cut(grids, jnp.eye(3)[None], band)[:, 0]
+    num_classes, num_twins = poses.shift.shape[:2]
+    power = slices.per_shell(jnp.mean(jnp.abs(spectra) ** 2, axis=0), band)
+    power /= np.bincount(band.shells)
+    model = Model(grids[None], NOISE * jnp.maximum(power, jnp.finfo(power.dtype).tiny))
+    nothing, everything = jnp.zeros((1, num_classes), int), jnp.ones((1, num_classes))
+    own = Observations(spectra[None], nothing, everything, jnp.ones((1, len(band.shells))))
+    classes = jnp.broadcast_to(jnp.arange(num_classes)[:, None], (num_classes, num_twins))
+    steps = (jnp.full(classes.shape, step) for step in FIRST_STEPS)
+    hypotheses = Hypotheses(classes, *poses, *steps)
+    hypotheses = jax.tree.map(lambda field: field[None], hypotheses)
+
+    def look(_: int, hypotheses: Hypotheses) -> Hypotheses:
+        return expect_nearby(own, model, hypotheses, band)[0].hypotheses
+
+    found = jax.lax.fori_loop(0, NUM_HALVINGS, look, hypotheses)
+    return Pose(found.rotations[0], found.shifts[0])
 
 
 def _compare(
