@@ -93,6 +93,7 @@ def test_subtomograms_average_to_the_reference(world, out):
     assert particles.volumes.shape[1:] == (BOX,) * 3
     np.testing.assert_array_equal(particles.tilt_ranges, [[-60, 60]] * len(particles))
     assert particles.voxel_size == VOXEL_SIZE
+    np.testing.assert_array_equal(np.bincount(particles.halves), [0, 2, 2])
     average = np.mean(
         [
             resample.transform(

@@ -316,15 +316,19 @@ def write_subtomograms(
     volumes, rows = extract_boxes(tomogram, centers[:, ::-1], box)
     if not len(rows):
         return 0
+    labels, halves = found.references[rows], np.empty(len(rows), np.int32)
+    for label in np.unique(labels):  # so that even two particles of a class have two half maps
+        members = labels == label
+        halves[members] = 1 + np.arange(members.sum()) % 2
     particles = Subtomograms(
         volumes=volumes,
         tilt_ranges=np.tile(np.float32(tilt_range), (len(rows), 1)),
         voxel_size=voxel_size,
         names=tuple(f"{row + 1:06d}@{STACK}" for row in range(len(rows))),
-        halves=1 + np.arange(len(rows)) % 2,
+        halves=halves,
         rotations=found.rotations[rows],
         shifts=found.positions[rows] - centers[rows],
-        labels=found.references[rows],
+        labels=labels,
     )
     to_star(particles, folder / PARTICLES, stack_path=folder / STACK)
     columns = {name: np.asarray(values)[rows] for name, values in columns.items()}
