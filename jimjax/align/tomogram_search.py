@@ -123,8 +123,8 @@ def match_templates(
         diameter: of the spherical mask, voxels; its edge falls to 0 over a further tenth.
         tilt_range: lowest and highest tilt, degrees.
         cutoff: of the band, cycles per voxel.
-        max_bytes: of memory on each device; decides the size of the tiles. The host holds the
-            tomogram and 16 bytes per voxel of maps.
+        max_bytes: of memory on each device; decides the size of the tiles. The host holds
+            the tomogram and 20 bytes per voxel besides.
         mesh: devices; all if None.
         progress: told after every few rotations.
 

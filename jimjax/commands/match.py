@@ -54,8 +54,8 @@ class Match:
         max_picks: how many at most.
         min_distance: between picks, angstrom; the particle diameter if not given.
         extract: side of the box of subtomograms to cut out, voxels.
-        memory: GiB on each device; the tomogram is searched in tiles that fit. Besides, the
-            tomogram is held in memory with 16 bytes a voxel.
+        memory: GiB on each device; the tomogram is searched in tiles that fit. The
+            host holds the tomogram, and about 24 bytes for each voxel of the search.
         voxel_size: angstrom; from the tomogram's header if not given.
     """
 
