@@ -19,6 +19,7 @@ from jimjax.commands.demo import Demo
 from jimjax.commands.doctor import Doctor
 from jimjax.commands.evaluate import Evaluate
 from jimjax.commands.import_npz import Import
+from jimjax.commands.match import Match
 from jimjax.commands.predict import Predict
 from jimjax.commands.report import Report
 from jimjax.commands.simulate import Simulate
@@ -28,6 +29,7 @@ from jimjax.commands.train import Train
 COMMANDS = {
     "doctor": Doctor,
     "simulate": Simulate,
+    "match": Match,
     "align": Align,
     "refine": Refine,
     "train": Train,

@@ -57,6 +57,36 @@ print(json.dumps({
 }))
 """
 
+TEMPLATES_IN_TILES = """
+import json
+import jax
+import numpy as np
+from jimjax.align import tomogram_search
+from jimjax.mesh import data_mesh
+from jimjax.ops.rotation import super_fibonacci
+
+random = np.random.default_rng(0)
+tomogram = random.normal(size=(20, 38, 38)).astype(np.float32)
+template = random.normal(size=(1, 14, 14, 14)).astype(np.float32)
+rotations = np.asarray(super_fibonacci(9))
+tilings = []
+plan_tiles = tomogram_search.plan_tiles
+tomogram_search.plan_tiles = lambda *a, **k: tilings.append(plan_tiles(*a, **k)) or tilings[-1]
+
+def search(num_devices, max_bytes):
+    return tomogram_search.match_templates(
+        tomogram, template, rotations, diameter=10.0, tilt_range=(-60, 60), cutoff=0.3,
+        max_bytes=max_bytes, mesh=data_mesh(num_devices),
+    )
+
+one, three = search(1, 2**31), search(3, 2.5 * 2**20)
+print(json.dumps({
+    "num_tiles": len(tilings[-1].starts),
+    "scores": float(np.abs(one.scores - three.scores).max()),
+    "rotations": float(np.mean(one.rotations == three.rotations)),
+}))
+"""
+
 
 def test_mesh_has_one_axis_of_the_devices_asked_for():
     assert dict(data_mesh(1).shape) == {AXIS: 1}
@@ -79,17 +109,29 @@ def test_batch_that_does_not_divide_is_an_error_that_says_what_to_choose():
 
 @pytest.mark.slow
 def test_training_on_four_devices_is_training_on_one():
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-    }
-    command = [sys.executable, "-c", STEPS_OF_BOTH_STAGES]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    difference = json.loads(done.stdout)
+    difference = _run_on_four_devices(STEPS_OF_BOTH_STAGES)
     # Each stage's second step as well, which stands on the first one's parameters.
     assert difference["losses"] < 1e-5, difference
     assert difference["params"] < 1e-5, difference
     # A gradient adds up far more float32 numbers than a loss, in another order.
     assert difference["norms"] < 1e-4, difference
     assert difference["moved"] > 1e-3  # so that the lines above say something
+
+
+@pytest.mark.slow
+def test_a_tomogram_searched_on_three_devices_gives_what_one_gives():
+    done = _run_on_four_devices(TEMPLATES_IN_TILES)
+    assert done["num_tiles"] % 3  # a last group that is not full
+    assert done["scores"] < 2e-5, done
+    assert done["rotations"] > 0.999, done
+
+
+def _run_on_four_devices(program):
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    }
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
