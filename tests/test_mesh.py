@@ -61,7 +61,7 @@ TEMPLATES_IN_TILES = """
 import json
 import jax
 import numpy as np
-from jimjax.align import tomogram_search
+from jimjax.tomogram import search
 from jimjax.mesh import data_mesh
 from jimjax.ops.rotation import super_fibonacci
 
@@ -70,11 +70,11 @@ tomogram = random.normal(size=(20, 38, 38)).astype(np.float32)
 template = random.normal(size=(1, 14, 14, 14)).astype(np.float32)
 rotations = np.asarray(super_fibonacci(9))
 tilings = []
-plan_tiles = tomogram_search.plan_tiles
-tomogram_search.plan_tiles = lambda *a, **k: tilings.append(plan_tiles(*a, **k)) or tilings[-1]
+plan_tiles = search.plan_tiles
+search.plan_tiles = lambda *a, **k: tilings.append(plan_tiles(*a, **k)) or tilings[-1]
 
 def search(num_devices, max_bytes):
-    return tomogram_search.match_templates(
+    return search.match_templates(
         tomogram, template, rotations, diameter=10.0, tilt_range=(-60, 60), cutoff=0.3,
         max_bytes=max_bytes, mesh=data_mesh(num_devices),
     )

@@ -1,1 +1,1 @@
-"""Poses and classes of particles from a trained network."""
+"""Classes, poses and averages of particles: the joint EM, and what trained networks say."""

@@ -10,8 +10,8 @@ import tyro
 if TYPE_CHECKING:
     import numpy as np
 
-    from jimjax.align.template_matching import MatchOptions, Particles, Plan
-    from jimjax.align.tomogram_search import ScoreMaps
+    from jimjax.tomogram.search import ScoreMaps
+    from jimjax.tomogram.template_matching import MatchOptions, Particles, Plan
 
 SCORES, ANGLES, ANGLE_LIST, CLASSES = "scores.mrc", "angles.mrc", "angles.star", "classes.mrc"
 PICKS, PARTICLES, STACK, SUMMARY = "picks.star", "particles.star", "particles.mrcs", "match.json"
@@ -79,9 +79,9 @@ class Match:
 
     def run(self) -> None:
         """Checks the input, searches, picks, and cuts out."""
-        from jimjax.align.template_matching import pick_particles, plan_search, search
         from jimjax.commands import files
         from jimjax.commands.progress import open_progress, say
+        from jimjax.tomogram.template_matching import pick_particles, plan_search, search
 
         started = time.monotonic()
         tilt_range = self._checked_tilts()
@@ -153,7 +153,7 @@ class Match:
             )
 
     def _options(self, box_in_angstrom: float) -> "MatchOptions":
-        from jimjax.align.template_matching import MatchOptions
+        from jimjax.tomogram.template_matching import MatchOptions
 
         given = self.particle_diameter
         return MatchOptions(
@@ -308,9 +308,9 @@ def write_subtomograms(
     """
     import numpy as np
 
-    from jimjax.data.extraction import extract_boxes
     from jimjax.data.subtomograms import Subtomograms, to_star
     from jimjax.io.star import read_particles
+    from jimjax.tomogram.extraction import extract_boxes
 
     centers = np.rint(found.positions).astype(int)
     volumes, rows = extract_boxes(tomogram, centers[:, ::-1], box)

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from jimjax.align.tiles import plan_tiles, read_tiles
+from jimjax.tomogram.tiles import plan_tiles, read_tiles
 
 SIZES = [(20, 38, 41), (7, 7, 7), (16, 100, 30)]
 

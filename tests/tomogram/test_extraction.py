@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jimjax.data.extraction import extract_boxes
+from jimjax.tomogram.extraction import extract_boxes
 
 
 @pytest.mark.parametrize("box", [4, 5])

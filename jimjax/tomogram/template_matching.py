@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jimjax.align import matched_filter
-from jimjax.align.picks import background, find_picks
-from jimjax.align.tomogram_search import ScoreMaps, match_templates
 from jimjax.io.errors import InputError
 from jimjax.ops import symmetry
 from jimjax.progress import Progress
+from jimjax.tomogram import matched_filter
+from jimjax.tomogram.picks import background, find_picks
+from jimjax.tomogram.search import ScoreMaps, match_templates
 
 
 @dataclass(frozen=True)

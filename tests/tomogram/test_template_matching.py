@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from jimjax.align.template_matching import MatchOptions, pick_particles, plan_search
-from jimjax.align.tomogram_search import ScoreMaps
 from jimjax.io import InputError
+from jimjax.tomogram.search import ScoreMaps
+from jimjax.tomogram.template_matching import MatchOptions, pick_particles, plan_search
 
 
 def test_resolution_follows_from_the_angle_step():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jimjax.align.picks import background, find_picks
+from jimjax.tomogram.picks import background, find_picks
 
 
 def peaks_at(*places, shape=(12, 20, 20)):

@@ -7,11 +7,11 @@ import small_tomogram
 from scipy import ndimage
 from small_tomogram import BOX, DIAMETER, TILTS, angle, make_world, nearest
 
-from jimjax.align import matched_filter, tomogram_search
-from jimjax.align.picks import find_picks
-from jimjax.align.tomogram_search import match_templates
 from jimjax.mesh import data_mesh
 from jimjax.ops import resample, symmetry
+from jimjax.tomogram import matched_filter, search
+from jimjax.tomogram.picks import find_picks
+from jimjax.tomogram.search import match_templates
 
 CUTOFF = 0.3  # cycles per voxel
 STEP = 30.0  # degrees
@@ -68,9 +68,9 @@ def test_score_is_the_best_local_correlation(world, grid, few_maps, place):
 
 def test_tiles_give_what_the_whole_gives(world, grid, few_maps, monkeypatch):
     shapes = []
-    prepare = tomogram_search._prepare
+    prepare = search._prepare
     monkeypatch.setattr(
-        tomogram_search, "_prepare", lambda *a, **k: shapes.append(k["shape"]) or prepare(*a, **k)
+        search, "_prepare", lambda *a, **k: shapes.append(k["shape"]) or prepare(*a, **k)
     )
     tiled = match_templates(
         world.tomogram, world.templates, grid[:FEW], max_bytes=2.5 * 2**20, **OPTIONS
@@ -98,20 +98,20 @@ def test_a_tile_takes_no_more_memory_than_allowed(monkeypatch):
     side = matched_filter.mask_side(DIAMETER)
     core = (64 - side + 1,) * 3
     cube = np.ones((side,) * 3, np.float32)
-    filters = tomogram_search._Filter(cube, np.fft.rfftn(cube).astype(np.complex64), cube)
+    filters = search._Filter(cube, np.fft.rfftn(cube).astype(np.complex64), cube)
     raw = np.ones((1, *(n + side - 1 for n in shape)), np.float32)
     sides = {"core": core, "shape": shape, "mesh": mesh}
-    prepare = tomogram_search._prepare.lower(raw, filters, **sides).compile()
-    tile = jax.eval_shape(lambda: tomogram_search._prepare(raw, filters, **sides))
-    best = tomogram_search._nothing(core, mesh)
-    (chunk, *_) = tomogram_search._chunks([cube], np.tile(np.eye(3), (8, 1, 1)))
-    improve = tomogram_search._improve.lower(best, tile, filters, chunk, **sides).compile()
+    prepare = search._prepare.lower(raw, filters, **sides).compile()
+    tile = jax.eval_shape(lambda: search._prepare(raw, filters, **sides))
+    best = search._nothing(core, mesh)
+    (chunk, *_) = search._chunks([cube], np.tile(np.eye(3), (8, 1, 1)))
+    improve = search._improve.lower(best, tile, filters, chunk, **sides).compile()
     for program in (prepare, improve):
         memory = program.memory_analysis()
         used = (
             memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
         )
-        assert used < tomogram_search.BYTES_PER_VOXEL * np.prod(shape)
+        assert used < search.BYTES_PER_VOXEL * np.prod(shape)
 
 
 def test_particles_are_found_with_class_place_and_pose(world, maps, grid):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jimjax.align import matched_filter
+from jimjax.tomogram import matched_filter
 
 
 def blob(shape, place, width=3.0):

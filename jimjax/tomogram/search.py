@@ -16,11 +16,11 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from scipy.fft import next_fast_len
 
-from jimjax.align import matched_filter
-from jimjax.align.tiles import Triple, plan_tiles, read_tiles
 from jimjax.mesh import AXIS, data_mesh, split_batch
 from jimjax.ops import resample
 from jimjax.progress import Progress
+from jimjax.tomogram import matched_filter
+from jimjax.tomogram.tiles import Triple, plan_tiles, read_tiles
 
 FLAT = 0.1  # of the tomogram's standard deviation: where there is less, the score is damped
 ROTATIONS_AT_ONCE = 2

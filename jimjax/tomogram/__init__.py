@@ -1,0 +1,1 @@
+"""Tomograms: template matching, picks, and subtomograms cut out."""
