@@ -103,6 +103,28 @@ def test_refine_begins_with_the_poses_of_the_file(data, tmp_path):
     assert np.median(np.linalg.norm(found.rotations - truth.rotations, axis=(1, 2))) < 0.3
 
 
+def test_refine_against_maps_leaves_classes_and_writes_deviations(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("jimjax.align.gradient_fit.LIMITS", (3.0,))
+    out, maps = tmp_path / "out", [str(data / f"reference_{number}.mrc") for number in range(2)]
+    arguments = ["refine", str(data / "particles.star"), "--half-maps", "joint"]
+    assert main([*arguments, "--out", str(out), "--reference", *maps]) == 0
+    truth = load(data / "particles.star", with_poses=True)
+    found = load(out / "classes.star", with_poses=True)
+    np.testing.assert_array_equal(found.labels, truth.labels)
+    assert np.median(np.linalg.norm(found.rotations - truth.rotations, axis=(1, 2))) < 0.2
+    deviations = columns(out / "classes.star", "jimAngleDeviation", "jimShiftDeviation")
+    assert all(np.all(each.astype(float) > 0) for each in deviations)
+    assert json.loads((out / "alignment.json").read_text())["method"] == "gradient"
+
+
+def test_refine_needs_a_map_for_each_class(data, tmp_path, capsys):
+    arguments = ["refine", str(data / "particles.star"), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--reference", str(data / "reference_0.mrc")]) == 2
+    captured = capsys.readouterr()
+    assert "classes up to 2, but there are 1 references" in captured.err
+    assert captured.err.count("\n") == 1
+
+
 def test_half_sets_do_not_know_each_other(data):
     """What is done to one half set changes nothing in the other."""
     particles = load(data / "particles.star", with_poses=True)

@@ -1,0 +1,22 @@
+"""Poses of particles one by one against given maps, for ``jimjax align`` and ``refine``."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from jimjax.align.fit import Found
+    from jimjax.align.fit_data import Options
+    from jimjax.align.fit_steps import Start
+    from jimjax.data.subtomograms import Subtomograms
+
+
+def climb_to_references(
+    particles: "Subtomograms", references: "np.ndarray", start: "Start", options: "Options"
+) -> "Found":
+    """Refines poses against maps that stay as they are, with a progress bar."""
+    from jimjax.align.gradient_fit import fit_poses
+    from jimjax.commands.progress import open_progress
+
+    with open_progress() as progress:
+        return fit_poses(particles, references, start, options, progress=progress)
