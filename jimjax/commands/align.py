@@ -25,8 +25,9 @@ class Align:
 
     Methods: "em" estimates classes, poses and averages together, from nothing but the particles;
     with --reference it begins from poses against those. "search" finds poses against the
-    references and leaves them as they are. "jimnet" asks a trained network (--run);
-    "jimnet+em" begins the em from its answers.
+    references and leaves them as they are; so do "ht" (fast rotational matching of every particle
+    by itself) and "fa" (the same in a band that is raised, and refined). "jimnet" asks a trained
+    network (--run); "jimnet+em" begins the em from its answers.
 
     Writes OUT/classes.star (a copy of the particle STAR file with class, angles and origins, and
     columns jimAngleDeviation in degrees, jimShiftDeviation in angstrom, jimClassProbability and
@@ -57,7 +58,7 @@ class Align:
 
     data: tyro.conf.Positional[Path]
     out: Path
-    method: Literal["em", "search", "jimnet", "jimnet+em"] = "em"
+    method: Literal["em", "search", "ht", "fa", "jimnet", "jimnet+em"] = "em"
     num_classes: int | None = None
     reference: tuple[Path, ...] = ()
     run_folder: Annotated[Path | None, tyro.conf.arg(name="run")] = None
@@ -96,8 +97,10 @@ class Align:
         from jimjax.io.errors import InputError
 
         check_door(self.data, self.out, self.seed)
-        if self.method == "search" and not self.reference:
-            raise InputError("--method search needs --reference MAP.mrc, one map for each class")
+        if self.method in ("search", "ht", "fa") and not self.reference:
+            raise InputError(
+                f"--method {self.method} needs --reference MAP.mrc, one map for each class"
+            )
         if "jimnet" in self.method and self.run_folder is None:
             raise InputError(f"--method {self.method} needs --run, a folder of jimjax train")
         if "jimnet" not in self.method and self.run_folder is not None:
@@ -127,6 +130,10 @@ class Align:
     ) -> "Found":
         from jimjax.align.fit_steps import FINISH_PLAN, REFINE_PLAN, Start
 
+        if references is not None and self.method in ("ht", "fa"):
+            from jimjax.commands.align_pairwise import match_references
+
+            return match_references(particles, references, self.method, options)
         if references is not None:
             is_search = self.method == "search"
             # Each of two fits has its own state to resume.

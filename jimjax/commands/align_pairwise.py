@@ -20,3 +20,14 @@ def climb_to_references(
 
     with open_progress() as progress:
         return fit_poses(particles, references, start, options, progress=progress)
+
+
+def match_references(
+    particles: "Subtomograms", references: "np.ndarray", method: str, options: "Options"
+) -> "Found":
+    """Finds poses by "ht" or "fa", and classes by the best score, with a progress bar."""
+    from jimjax.align.pairwise import MATCHERS, match_all
+    from jimjax.commands.progress import open_progress
+
+    with open_progress() as progress:
+        return match_all(particles, references, options, MATCHERS[method], progress=progress)
