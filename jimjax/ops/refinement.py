@@ -51,12 +51,12 @@ def refine_pose(
         score = the constrained correlation under  band * M_volume * R M_template
 
     The best contrast of the template is part of every step, so that neither volume's scale
-    matters. Masks are taken as constant within a step. A step that lowers the score is undone
-    and tried again with more damping: the score never falls. Poses within some ten degrees and
-    one or two voxels of a maximum reach it. Near the faces of its wedge the template's spectrum is
-    no longer zero, nor yet what was measured: where both have a wedge, the maximum may lie some
-    degrees off, the more the smaller the box. The found pose is a constant for autodiff; the score
-    there is differentiable in both volumes.
+    matters. Masks are taken as constant within a step, and a step sees only what the template has
+    measured with all neighbours: beside the faces of its wedge the spectrum is no longer zero, nor
+    yet what was there, and that would turn the pose by degrees. A step that lowers the correlation
+    so masked is undone and tried again with more damping. Poses within some ten degrees and one or
+    two voxels of a maximum reach it. The found pose is a constant for autodiff; the score there is
+    differentiable in both volumes.
 
     Args:
         template: ``(z, y, x)``.
@@ -86,7 +86,7 @@ class _Pair(NamedTuple):
     grid: jax.Array  # the template's oversampled spectrum, complex
     seen: jax.Array  # (2 k,), of the volume
     measured: jax.Array  # (k,), by the volume
-    template_wedge: jax.Array | None
+    surely: jax.Array  # (z, y, x), measured by the template with all around; 0 in the middle
 
 
 class _View(NamedTuple):
@@ -115,7 +115,7 @@ def _refine(
         _oversampled(_centred(template.astype(dtype)), cutoff),
         _split(fourier.rfft(_centred(volume.astype(dtype)))[band]),
         search.measured_mask(volume.shape, volume_wedge)[band],
-        template_wedge,
+        _surely_measured(volume.shape, template_wedge),
     )
     begin = found = Pose(pose.rotation.astype(dtype), pose.shift.astype(dtype))
     look = functools.partial(_view, pair, volume.shape, band)
@@ -123,7 +123,9 @@ def _refine(
         found = _ascend(look, begin, num_steps)
     found = lax.stop_gradient(found)
     expected = _read(pair.grid, found, volume.shape, band)[0]
-    score = _compare(pair, expected, _weigh(pair, found, volume.shape, band)).score
+    turned = search.measured_mask(volume.shape, template_wedge, rotation=found.rotation)[band]
+    weights = lax.stop_gradient(jnp.tile((pair.measured * turned) ** 2, 2).astype(dtype))
+    score = _compare(pair, expected, weights).score
     return RefinedPose(found, jnp.clip(score, -1, 1))
 
 
@@ -143,8 +145,11 @@ def _compare(pair: _Pair, expected: jax.Array, weights: jax.Array) -> _Compariso
 def _weigh(
     pair: _Pair, pose: Pose, shape: tuple[int, ...], band: tuple[np.ndarray, ...]
 ) -> jax.Array:
-    turned = search.measured_mask(shape, pair.template_wedge, rotation=pose.rotation)[band]
-    weights = jnp.tile((pair.measured * turned) ** 2, 2)
+    frequencies = jnp.asarray(_frequencies(shape, band), pose.rotation.dtype)
+    sizes = jnp.asarray(shape[::-1])
+    places = jnp.rint(_matmul(frequencies, pose.rotation) * sizes).astype(jnp.int32) + sizes // 2
+    x, y, z = jnp.clip(places, 0, sizes - 1).T
+    weights = jnp.tile((pair.measured * pair.surely[z, y, x]) ** 2, 2)
     return lax.stop_gradient(weights.astype(pair.seen.dtype))
 
 
@@ -197,6 +202,16 @@ def _half_band(shape: tuple[int, ...], cutoff: float) -> tuple[np.ndarray, ...]:
     is_half = (x > 0) | ((x == 0) & ((y > 0) | ((y == 0) & (z > 0))))
     kept = is_half & (radius <= cutoff + fourier.FREQUENCY_TOLERANCE)
     return z[kept], y[kept], x[kept]
+
+
+def _surely_measured(shape: tuple[int, ...], measured: jax.Array | None) -> jax.Array:
+    """The least of what is measured at a coefficient and its neighbours along the axes."""
+    half = search.measured_mask(shape, measured)
+    # A real centrosymmetric spectrum is that of a real volume: this unfolds it to all of z, y, x.
+    mask = jnp.fft.fftn(jnp.fft.irfftn(half, s=shape)).real
+    for axis in range(3):
+        mask = jnp.minimum(mask, jnp.minimum(jnp.roll(mask, 1, axis), jnp.roll(mask, -1, axis)))
+    return jnp.fft.fftshift(mask)
 
 
 def _frequencies(shape: tuple[int, ...], band: tuple[np.ndarray, ...]) -> np.ndarray:

@@ -64,10 +64,8 @@ def test_wedge_of_the_template_turns_with_it(pair):
     template = wedge.apply_mask(template, wedge.wedge_mask(BOX, TILTS))
     begin = off(pose, degrees=20, voxels=1)
     found = _refine(template, volume, begin, template_wedge=TILTS)
-    # The faces of the wedge are smeared over the coefficients beside them: the maximum has moved.
-    assert errors(found.pose, pose)[0] < 10
-    assert found.score > _refine(template, volume, begin).score
-    assert found.score > 0.93
+    assert errors(found.pose, pose)[0] < 4
+    assert found.score > 0.9
 
 
 def test_score_is_the_constrained_correlation_of_the_moved_template(pair):
