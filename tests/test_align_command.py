@@ -1,6 +1,7 @@
 """``jimjax align`` and ``refine`` from STAR to STAR; how well is for the aligners' tests."""
 
 import dataclasses
+import functools
 import json
 
 import gemmi
@@ -10,7 +11,7 @@ import pytest
 
 from jimjax import cli
 from jimjax.align import fit as fitting
-from jimjax.align import halves
+from jimjax.align import halves, pairwise
 from jimjax.align.fit_steps import Nearby, Sweep
 from jimjax.cli import main
 from jimjax.commands import align as command
@@ -94,6 +95,23 @@ def test_search_leaves_the_references_alone(data, tmp_path):
     assert np.mean(found.labels == truth.labels) > 0.7  # a class is its reference's
 
 
+@pytest.mark.parametrize(("method", "options"), [("ht", {}), ("fa", {"num_bands": 1})])
+def test_each_particle_is_matched_to_its_reference(data, tmp_path, monkeypatch, method, options):
+    matcher = functools.partial(pairwise.MATCHERS[method], max_degree=10, **options)
+    monkeypatch.setitem(pairwise.MATCHERS, method, matcher)
+    maps = [str(data / f"reference_{number}.mrc") for number in range(2)]
+    arguments = ["align", str(data / "particles.star"), "--method", method, "--reference", *maps]
+    more = ["--max-shift", "2", "--half-maps", "joint", "--out", str(tmp_path / "out")]
+    assert main([*arguments, *more]) == 0
+    truth = load(data / "particles.star", with_poses=True)
+    found = load(tmp_path / "out" / "classes.star", with_poses=True)
+    assert np.mean(found.labels == truth.labels) > 0.8
+    # The grid's rotations are 16 degrees apart, 0.4 as a norm; noise adds to that.
+    assert np.median(np.linalg.norm(found.rotations - truth.rotations, axis=(1, 2))) < 0.5
+    (correlation,) = columns(tmp_path / "out" / "classes.star", "jimCorrelation")
+    assert np.all(correlation.astype(float) > 0)
+
+
 def test_refine_begins_with_the_poses_of_the_file(data, tmp_path):
     out = tmp_path / "out"
     assert main(["refine", str(data / "particles.star"), "--out", str(out)]) == 0
@@ -101,6 +119,28 @@ def test_refine_begins_with_the_poses_of_the_file(data, tmp_path):
     found = load(out / "classes.star", with_poses=True)
     np.testing.assert_array_equal(found.labels, truth.labels)
     assert np.median(np.linalg.norm(found.rotations - truth.rotations, axis=(1, 2))) < 0.3
+
+
+def test_refine_against_maps_leaves_classes_and_writes_deviations(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("jimjax.align.gradient_fit.LIMITS", (3.0,))
+    out, maps = tmp_path / "out", [str(data / f"reference_{number}.mrc") for number in range(2)]
+    arguments = ["refine", str(data / "particles.star"), "--half-maps", "joint"]
+    assert main([*arguments, "--out", str(out), "--reference", *maps]) == 0
+    truth = load(data / "particles.star", with_poses=True)
+    found = load(out / "classes.star", with_poses=True)
+    np.testing.assert_array_equal(found.labels, truth.labels)
+    assert np.median(np.linalg.norm(found.rotations - truth.rotations, axis=(1, 2))) < 0.2
+    deviations = columns(out / "classes.star", "jimAngleDeviation", "jimShiftDeviation")
+    assert all(np.all(each.astype(float) > 0) for each in deviations)
+    assert json.loads((out / "alignment.json").read_text())["method"] == "gradient"
+
+
+def test_refine_needs_a_map_for_each_class(data, tmp_path, capsys):
+    arguments = ["refine", str(data / "particles.star"), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--reference", str(data / "reference_0.mrc")]) == 2
+    captured = capsys.readouterr()
+    assert "classes up to 2, but there are 1 references" in captured.err
+    assert captured.err.count("\n") == 1
 
 
 def test_half_sets_do_not_know_each_other(data):
@@ -123,6 +163,7 @@ def test_half_sets_do_not_know_each_other(data):
     ("options", "message"),
     [
         (["--method", "search"], "--method search needs --reference"),
+        (["--method", "fa"], "--method fa needs --reference"),
         (["--method", "jimnet"], "--method jimnet needs --run"),
         (["--run", "x"], "--run is of no use to --method em"),
         (["--reference", "reference_0.mrc", "--num-classes", "3"], "--num-classes 3 and 1"),

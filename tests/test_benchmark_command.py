@@ -9,7 +9,7 @@ from jimjax import cli
 from jimjax.align import fit as fitting
 from jimjax.align.fit_steps import Nearby, Sweep
 from jimjax.cli import main
-from jimjax.commands import benchmark, benchmark_methods
+from jimjax.commands import benchmark, benchmark_pairs
 from jimjax.progress import Interrupted
 
 SWEEPS = Sweep(2.35, 72, 0.1, 0.1, 2), Nearby(2.35, 1)
@@ -21,7 +21,8 @@ def tiny(monkeypatch):
     monkeypatch.setattr(fitting, "PLAN", SWEEPS)
     monkeypatch.setattr(fitting, "REFERENCE_PLAN", SWEEPS)
     monkeypatch.setitem(benchmark.PRESETS, "small", benchmark.Preset(4, 3, "small", 1))
-    monkeypatch.setattr(benchmark_methods, "NUM_PAIRS", 3)
+    monkeypatch.setattr(benchmark_pairs, "NUM_PAIRS", 3)
+    monkeypatch.setattr(benchmark_pairs, "NUM_ROTATIONS", 72)
     monkeypatch.setattr(benchmark, "NUM_PHANTOMS", 2)
     monkeypatch.setattr(benchmark, "BOX", 16)
     monkeypatch.setattr(benchmark, "VOXEL_SIZE", 24.0)
@@ -31,10 +32,10 @@ def tiny(monkeypatch):
 def test_results_table_and_curves_are_written_once(tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["benchmark", "alignment", "--out", str(out), "--snr", "0.1"]
-    methods = ["--methods", "em", "em-fresh", "ht"]
+    methods = ["--methods", "em", "em-fresh", "ht", "search"]
     assert main([*arguments, *methods]) == 0
     record = json.loads((out / "results.json").read_text())
-    assert len(record["results"]) == 3
+    assert len(record["results"]) == 4
     for result in record["results"]:
         for name in ("rotation_error_mean", "rotation_error_std", "translation_error_mean"):
             assert np.isfinite(result[name])

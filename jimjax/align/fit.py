@@ -102,7 +102,7 @@ def fit(
         ValueError: if both references and a start are given.
         Interrupted: after SIGTERM or SIGINT, with the state saved, if there is a folder.
     """
-    _check(particles, options, references)
+    check(particles, options, references)
     if references is not None and start is not None:
         raise ValueError("give references or a start, not both")
     if plan is None:
@@ -154,7 +154,12 @@ def _finish(data: FitData, banded: Banded, state: State) -> Found:
     )
 
 
-def _check(particles: Subtomograms, options: Options, references: np.ndarray | None) -> None:
+def check(particles: Subtomograms, options: Options, references: np.ndarray | None) -> None:
+    """Raises unless there are enough particles, and options and references fit them.
+
+    Raises:
+        InputError: the first mistake found, as one sentence.
+    """
     num, box = len(particles), particles.volumes.shape[-1]
     if options.num_classes < 1:
         raise InputError(f"the number of classes must be 1 or more, got {options.num_classes}")

@@ -25,8 +25,9 @@ class Align:
 
     Methods: "em" estimates classes, poses and averages together, from nothing but the particles;
     with --reference it begins from poses against those. "search" finds poses against the
-    references and leaves them as they are. "jimnet" asks a trained network (--run);
-    "jimnet+em" begins the em from its answers.
+    references and leaves them as they are; so do "ht" (fast rotational matching of every particle
+    by itself) and "fa" (the same in a band that is raised, and refined). "jimnet" asks a trained
+    network (--run); "jimnet+em" begins the em from its answers.
 
     Writes OUT/classes.star (a copy of the particle STAR file with class, angles and origins, and
     columns jimAngleDeviation in degrees, jimShiftDeviation in angstrom, jimClassProbability and
@@ -57,7 +58,7 @@ class Align:
 
     data: tyro.conf.Positional[Path]
     out: Path
-    method: Literal["em", "search", "jimnet", "jimnet+em"] = "em"
+    method: Literal["em", "search", "ht", "fa", "jimnet", "jimnet+em"] = "em"
     num_classes: int | None = None
     reference: tuple[Path, ...] = ()
     run_folder: Annotated[Path | None, tyro.conf.arg(name="run")] = None
@@ -96,8 +97,10 @@ class Align:
         from jimjax.io.errors import InputError
 
         check_door(self.data, self.out, self.seed)
-        if self.method == "search" and not self.reference:
-            raise InputError("--method search needs --reference MAP.mrc, one map for each class")
+        if self.method in ("search", "ht", "fa") and not self.reference:
+            raise InputError(
+                f"--method {self.method} needs --reference MAP.mrc, one map for each class"
+            )
         if "jimnet" in self.method and self.run_folder is None:
             raise InputError(f"--method {self.method} needs --run, a folder of jimjax train")
         if "jimnet" not in self.method and self.run_folder is not None:
@@ -127,6 +130,10 @@ class Align:
     ) -> "Found":
         from jimjax.align.fit_steps import FINISH_PLAN, REFINE_PLAN, Start
 
+        if references is not None and self.method in ("ht", "fa"):
+            from jimjax.commands.align_pairwise import match_references
+
+            return match_references(particles, references, self.method, options)
         if references is not None:
             is_search = self.method == "search"
             # Each of two fits has its own state to resume.
@@ -178,12 +185,15 @@ class Refine:
     """Improve poses that are known already.
 
     Begins from the classes and poses of the STAR file and looks around each pose, and at its
-    twins by near symmetry, with references made of the particles themselves. Writes what
-    jimjax align does.
+    twins by near symmetry, with references made of the particles themselves. With --reference
+    those maps are the references and stay as they are; each pose moves to the nearest maximum of
+    its likelihood by Gauss-Newton steps, classes are kept, and the deviations are what the maps
+    and the noise allow. Writes what jimjax align does.
 
     Attributes:
         data: particle STAR file with poses, and classes if there are several.
         out: folder to write.
+        reference: maps of the particles' box, voxel size and contrast, one for each class.
         particle_diameter: angstrom; two thirds of the box if not given.
         symmetry: point group of all classes, whose axes must lie so in these poses.
         half_maps: as of jimjax align.
@@ -196,6 +206,7 @@ class Refine:
 
     data: tyro.conf.Positional[Path]
     out: Path
+    reference: tuple[Path, ...] = ()
     particle_diameter: float | None = None
     symmetry: str = "C1"
     half_maps: Literal["independent", "joint"] = "independent"
@@ -212,6 +223,7 @@ class Refine:
         from jimjax.align.fit_data import Options
         from jimjax.align.fit_steps import REFINE_PLAN, Start
         from jimjax.commands import files
+        from jimjax.commands.align_pairwise import climb_to_references
         from jimjax.data.subtomograms import load
 
         started = time.monotonic()
@@ -227,8 +239,9 @@ class Refine:
         labels = particles.labels
         labels = np.zeros(len(particles), np.int32) if labels is None else labels
         farthest = float(np.abs(particles.shifts).max())
+        references = read_references(self.reference, particles)
         options = Options(
-            num_classes=int(labels.max()) + 1,
+            num_classes=len(self.reference) or int(labels.max()) + 1,
             max_shift=min(farthest + 1, particles.volumes.shape[-1] / 2 - 1),
             diameter=self.particle_diameter,
             symmetry=self.symmetry,
@@ -236,10 +249,16 @@ class Refine:
         )
         self.out.mkdir(parents=True, exist_ok=True)
         start = Start(labels, particles.rotations, particles.shifts)
-        found = run_fit(
-            particles, options, self.out, start=start, plan=REFINE_PLAN, resume=self.resume
-        )
-        more = {"method": "refine", "seconds": round(time.monotonic() - started, 1)}
+        if references is not None:
+            found = climb_to_references(particles, references, start, options)
+        else:
+            found = run_fit(
+                particles, options, self.out, start=start, plan=REFINE_PLAN, resume=self.resume
+            )
+        more = {
+            "method": "refine" if references is None else "gradient",
+            "seconds": round(time.monotonic() - started, 1),
+        }
         finish(
             particles, found, options, self.data, self.out, half_maps=self.half_maps, more=more
         )  # fmt: skip

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SNRS = (100.0, 0.1, 0.05, 0.03, 0.01)
 BOX, VOXEL_SIZE, TILT_RANGE, MAX_SHIFT = 32, 12.0, (-60.0, 60.0), 6.0
+MTF = 0.4  # of Nyquist, as simulated for data of this kind
 NUM_PHANTOMS = 5  # classes where no structures are given
 PRESETS = {"small": Preset(100, 50, "small", 500), "paper": Preset(1000, 200, "paper", 20000)}
 
@@ -28,8 +29,9 @@ class Benchmark:
     nothing is fitted to. Methods: "em" (classes, poses and averages together, scored on the
     particles it was fitted to; it sees no labels), "em-fresh" (fresh particles posed against the
     averages of the em), "jimnet" (trained on the first, scored on the fresh particles),
-    "jimnet+em" (the em begun from the network's answers), "ht" (fast rotational matching of pairs
-    of one class).
+    "jimnet+em" (the em begun from the network's answers), and on pairs of one class: "ht" (fast
+    rotational matching), "fa" (the same in a band that is raised, and refined), "search" (all
+    rotations and shifts).
 
     Writes OUT/results.json, OUT/table.md and OUT/curves.png. Results that OUT already holds are
     kept, so that an interrupted benchmark goes on.
@@ -41,7 +43,9 @@ class Benchmark:
         structures: .pdb .cif .mrc and so on, one per class; five built-in phantoms if not given.
         snr: variance of signal over variance of noise.
         methods: which to run.
-        ctf: simulate with a contrast transfer function at 2 micrometre underfocus.
+        ctf: simulate with a contrast transfer function at 2 micrometre underfocus, the same for
+            all particles, and a detector's envelope. No method is told: averages of the em have
+            it too, and maps given as references are fitted shell by shell, signs included.
         seed: of all that is random.
     """
 
@@ -50,11 +54,13 @@ class Benchmark:
     preset: Literal["small", "paper"] = "small"
     structures: tuple[Path, ...] = ()
     snr: tuple[float, ...] = SNRS
-    methods: tuple[Literal["em", "em-fresh", "jimnet", "jimnet+em", "ht"], ...] = (
+    methods: tuple[Literal["em", "em-fresh", "jimnet", "jimnet+em", "ht", "fa", "search"], ...] = (
         "em",
         "em-fresh",
         "jimnet",
         "ht",
+        "fa",
+        "search",
     )
     ctf: bool = False
     seed: int = 0
@@ -166,7 +172,7 @@ class Benchmark:
                 tilt_range=TILT_RANGE,
                 max_shift=MAX_SHIFT,
                 box=BOX,
-                ctf=CtfParameters(defocus=20000.0) if self.ctf else None,
+                ctf=CtfParameters(defocus=20000.0, mtf=MTF) if self.ctf else None,
             )
             for key, num in zip(keys, (preset.num_per_class, preset.num_fresh), strict=True)
         )

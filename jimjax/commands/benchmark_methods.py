@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from jimjax.commands import benchmark_pairs
+
 if TYPE_CHECKING:
     import numpy as np
 
     from jimjax.data.subtomograms import Subtomograms
-
-NUM_PAIRS = 100  # of pairwise methods
 
 
 class Preset(NamedTuple):
@@ -166,44 +166,10 @@ def _measure_jimnet_em(case: Case) -> Measured:
     return _score(found, case.fitted), details
 
 
-def _measure_ht(case: Case) -> Measured:
-    import functools
-
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from jimjax import ops
-    from jimjax.evaluate.pose import PoseErrors, relative_poses, sample_pairs, score_poses
-
-    truth = case.fresh
-    first, second = sample_pairs(truth.labels, max_pairs=NUM_PAIRS, seed=case.seed)
-    match = jax.jit(
-        functools.partial(ops.fast_rotational_matching, max_shift=2 * case.max_shift, cutoff=0.25)
-    )
-    started, rotations, shifts = time.monotonic(), [], []
-    for a, b in zip(first, second, strict=True):
-        wedges = {
-            "template_wedge": jnp.asarray(truth.tilt_ranges[a]),
-            "volume_wedge": jnp.asarray(truth.tilt_ranges[b]),
-        }
-        best = match(jnp.asarray(truth.volumes[a]), jnp.asarray(truth.volumes[b]), **wedges)
-        rotations.append(np.asarray(best.pose.rotation[0]))
-        shifts.append(np.asarray(best.pose.shift[0]))
-    seconds = time.monotonic() - started
-    relative, moved = relative_poses(truth.rotations, truth.shifts, first, second)
-    errors = PoseErrors(
-        np.linalg.norm(np.array(rotations) - relative, axis=(1, 2)),
-        np.linalg.norm(np.array(shifts) - moved, axis=1),
-    )
-    details = {"seconds_per_particle": seconds / len(first), "scored_on": "fresh"}
-    return score_poses(errors), details
-
-
 METHODS: dict[str, Callable[[Case], Measured]] = {
     "em": _measure_em,
     "em-fresh": _measure_em_fresh,
     "jimnet": _measure_jimnet,
     "jimnet+em": _measure_jimnet_em,
-    "ht": _measure_ht,
+    **benchmark_pairs.METHODS,
 }

@@ -36,6 +36,7 @@ class Simulate:
         spherical_aberration: millimetre.
         amplitude_contrast: fraction.
         b_factor: envelope, square angstrom.
+        mtf: of the detector: where its envelope falls to 1 / e, in Nyquist frequencies; inf: none.
         contrast: dark protein as in raw tomograms, or light.
         seed: of all that is random.
     """
@@ -56,6 +57,7 @@ class Simulate:
     spherical_aberration: float = 2.7
     amplitude_contrast: float = 0.07
     b_factor: float = 0.0
+    mtf: float = float("inf")
     contrast: Literal["dark", "light"] = "dark"
     seed: int = 0
 
@@ -112,6 +114,7 @@ class Simulate:
             spherical_aberration=self.spherical_aberration,
             amplitude_contrast=self.amplitude_contrast,
             b_factor=self.b_factor,
+            mtf=self.mtf,
         )
 
 

@@ -21,6 +21,7 @@ from jimjax.ops import fourier, wedge
 from jimjax.ops.resample import transform
 from jimjax.ops.rotation import Pose, random_rotation
 
+NYQUIST = 0.5  # cycles per voxel
 CHUNK = 16  # particles rendered at once: bounds the memory, and one compilation serves any number
 
 Density = Phantom | np.ndarray | jax.Array
@@ -36,6 +37,9 @@ class CtfParameters(NamedTuple):
         amplitude_contrast: fraction; 0.07 was measured for ice (Toyoshima & Unwin 1988).
         phase_shift: radian.
         b_factor: square angstrom, 0 leaves the envelope at 1.
+        mtf: of the detector, as the frequency at which it falls to 1 / e, in Nyquist frequencies:
+            ``exp(-(k / (mtf k_Nyquist))^2)``; inf leaves it at 1. Noise stays white, as that of a
+            detector's read-out.
     """
 
     defocus: float | tuple[float, float] = 20000.0
@@ -44,6 +48,7 @@ class CtfParameters(NamedTuple):
     amplitude_contrast: float = 0.07
     phase_shift: float = 0.0
     b_factor: float = 0.0
+    mtf: float = math.inf
 
 
 class _Plan(NamedTuple):
@@ -103,6 +108,8 @@ def simulate(
     Raises:
         InputError: if an argument is out of range or the densities differ in shape.
     """
+    if ctf is not None and not ctf.mtf > 0:
+        raise InputError(f"mtf must be above 0 (inf for none), got {ctf.mtf:g}")
     shape = _common_shape(densities, box)
     counts = _counts(num_per_class, len(densities))
     tilt_ranges = _tilt_ranges(tilt_range, sum(counts))
@@ -224,8 +231,9 @@ def _measure_chunk(
 def _contrast_transfer(
     shape: tuple[int, int, int], voxel_size: float, parameters: CtfParameters, defocus: jax.Array
 ) -> jax.Array:
-    """Returns the half spectrum of the CTF, positive at low frequencies under focus."""
-    return -fourier.ctf(
+    """Returns the half spectrum of CTF times MTF, positive at low frequencies under focus."""
+    envelope = jnp.exp(-((fourier.radial_frequency(shape) / (parameters.mtf * NYQUIST)) ** 2))
+    return -envelope * fourier.ctf(
         shape,
         voxel_size=voxel_size,
         defocus=defocus,

@@ -17,6 +17,7 @@ from jimjax.ops.correlation import (
     pearson,
     standardize,
 )
+from jimjax.ops.fast_accurate import fast_accurate_matching
 from jimjax.ops.filters import difference_of_gaussians, gaussian, in_slabs
 from jimjax.ops.fourier import (
     bandpass,
@@ -52,6 +53,7 @@ from jimjax.ops.matching2d import (
 )
 from jimjax.ops.optics import ctf, electron_wavelength
 from jimjax.ops.procrustes import nearest_rotation, paired_procrustes
+from jimjax.ops.refinement import RefinedPose, refine_pose
 from jimjax.ops.resample import (
     affine,
     fourier_shift,
@@ -195,7 +197,7 @@ __all__ = [  # noqa: RUF022 a table of contents: by subject, then module
     "correlation_peak",
     "pearson",
     "standardize",
-    # Finding poses: search, rotational_matching
+    # Finding poses: search, rotational_matching, refinement, fast_accurate
     "Matches",
     "measured_mask",
     "pick_distinct",
@@ -203,6 +205,9 @@ __all__ = [  # noqa: RUF022 a table of contents: by subject, then module
     "fast_rotational_matching",
     "matching_grid",
     "rotational_correlation",
+    "RefinedPose",
+    "refine_pose",
+    "fast_accurate_matching",
     # Feature maps: matching, matching2d, conv, isotropic
     "global_correlation",
     "l2_normalize",

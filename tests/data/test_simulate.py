@@ -90,6 +90,23 @@ def test_noise_is_independent_and_white_where_the_wedge_measured(key):
     np.testing.assert_allclose(np.linalg.norm(noise.mean(0)), 64 / 120**0.5, rtol=0.05)
 
 
+def test_the_detector_damps_the_signal_and_not_the_noise(key):
+    sharp, damped = (
+        simulate(key, PHANTOMS, **SETTINGS, ctf=CtfParameters(mtf=mtf)).volumes
+        for mtf in (math.inf, 0.4)
+    )
+    before, after = (np.fft.rfftn(volumes, axes=(1, 2, 3)) for volumes in (sharp, damped))
+    # 4 cycles along x in a box of n are 8 / n of Nyquist.
+    box = sharp.shape[-1]
+    np.testing.assert_allclose(
+        after[:, 0, 0, 4], before[:, 0, 0, 4] * np.exp(-((8 / box / 0.4) ** 2)), rtol=1e-2
+    )
+    options = SETTINGS | {"snr": 0.01}
+    noisy = simulate(key, PHANTOMS, **options, ctf=CtfParameters(mtf=0.4)).volumes
+    power = np.mean(np.abs(np.fft.rfftn(noisy, axes=(1, 2, 3))) ** 2, axis=0)
+    assert power[0, 0, box // 2 - 1] > 0.3 * power[0, 0, box // 4]
+
+
 def test_the_ctf_multiplies_the_spectrum_and_keeps_the_contrast(key):
     plain = simulate(key, PHANTOMS, **SETTINGS).volumes
     ctf = CtfParameters(defocus=60000.0, spherical_aberration=0.0, amplitude_contrast=0.1)

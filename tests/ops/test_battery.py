@@ -186,6 +186,21 @@ EXAMPLES = {
         functools.partial(ops.rotational_correlation, max_degree=4, volume_wedge=TILTS),
         (smooth(8, 8, 8), smooth(8, 8, 8, seed=1)),
     ),
+    "refine_pose": (
+        functools.partial(ops.refine_pose, template_wedge=TILTS, cutoff=0.3, num_steps=2),
+        (VOLUME, ops.rotate(VOLUME, ops.about_axis(1, 0.1)), ops.identity()),
+    ),
+    "fast_accurate_matching": (
+        functools.partial(
+            ops.fast_accurate_matching,
+            max_shift=2,
+            max_degree=4,
+            num_bands=1,
+            num_candidates=3,
+            num_kept=1,
+        ),
+        (smooth(8, 8, 8), ops.rotate(smooth(8, 8, 8), POSE.rotation)),
+    ),
     "global_correlation": (ops.global_correlation, FEATURES),
     "l2_normalize": (ops.l2_normalize, FEATURES[:1]),
     "local_correlation": (functools.partial(ops.local_correlation, radius=1), FEATURES),
