@@ -32,10 +32,10 @@ def tiny(monkeypatch):
 def test_results_table_and_curves_are_written_once(tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["benchmark", "alignment", "--out", str(out), "--snr", "0.1"]
-    methods = ["--methods", "em", "em-fresh", "ht", "search"]
+    methods = ["--methods", "em", "em-fresh", "true-maps", "ht", "search"]
     assert main([*arguments, *methods]) == 0
     record = json.loads((out / "results.json").read_text())
-    assert len(record["results"]) == 4
+    assert len(record["results"]) == 5
     for result in record["results"]:
         for name in ("rotation_error_mean", "rotation_error_std", "translation_error_mean"):
             assert np.isfinite(result[name])

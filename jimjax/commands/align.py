@@ -107,6 +107,8 @@ class Align:
             raise InputError(f"--run is of no use to --method {self.method}; try jimnet+em")
         if "jimnet" in self.method and self.reference:
             raise InputError(f"--reference is of no use to --method {self.method}; try em")
+        if self.resume and self.method in ("ht", "fa", "jimnet"):
+            raise InputError(f"--method {self.method} has nothing to resume; leave out --resume")
         if self.reference and self.num_classes not in (None, len(self.reference)):
             raise InputError(
                 f"--num-classes {self.num_classes} and {len(self.reference)} references do not "

@@ -11,12 +11,15 @@ import tyro
 from jimjax.commands.benchmark_methods import METHODS, Case, Preset
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from jimjax.data.subtomograms import Subtomograms
 
 SNRS = (100.0, 0.1, 0.05, 0.03, 0.01)
 BOX, VOXEL_SIZE, TILT_RANGE, MAX_SHIFT = 32, 12.0, (-60.0, 60.0), 6.0
 MTF = 0.4  # of Nyquist, as simulated for data of this kind
 NUM_PHANTOMS = 5  # classes where no structures are given
+Method = Literal["em", "em-fresh", "true-maps", "jimnet", "jimnet+em", "ht", "fa", "search"]
 PRESETS = {"small": Preset(100, 50, "small", 500), "paper": Preset(1000, 200, "paper", 20000)}
 
 
@@ -28,7 +31,8 @@ class Benchmark:
     to 60 degrees, shifts up to 6 voxels along each axis, independent white noise), and others that
     nothing is fitted to. Methods: "em" (classes, poses and averages together, scored on the
     particles it was fitted to; it sees no labels), "em-fresh" (fresh particles posed against the
-    averages of the em), "jimnet" (trained on the first, scored on the fresh particles),
+    averages of the em), "true-maps" (the same against the true densities: what no estimate of
+    averages can surpass), "jimnet" (trained on the first, scored on the fresh particles),
     "jimnet+em" (the em begun from the network's answers), and on pairs of one class: "ht" (fast
     rotational matching), "fa" (the same in a band that is raised, and refined), "search" (all
     rotations and shifts).
@@ -54,9 +58,10 @@ class Benchmark:
     preset: Literal["small", "paper"] = "small"
     structures: tuple[Path, ...] = ()
     snr: tuple[float, ...] = SNRS
-    methods: tuple[Literal["em", "em-fresh", "jimnet", "jimnet+em", "ht", "fa", "search"], ...] = (
+    methods: tuple[Method, ...] = (
         "em",
         "em-fresh",
+        "true-maps",
         "jimnet",
         "ht",
         "fa",
@@ -132,8 +137,8 @@ class Benchmark:
         if not missing:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        fitted, fresh = self._particles(snr)
-        case = Case(fitted, fresh, folder, MAX_SHIFT, self.seed, PRESETS[self.preset])
+        fitted, fresh, maps = self._particles(snr)
+        case = Case(fitted, fresh, maps, folder, MAX_SHIFT, self.seed, PRESETS[self.preset])
         for method in missing:
             say(f"{method} at SNR {snr:g}")
             started = time.monotonic()
@@ -148,10 +153,12 @@ class Benchmark:
             }
             files.write_json(paths[method], result)
 
-    def _particles(self, snr: float) -> tuple["Subtomograms", "Subtomograms"]:
+    def _particles(self, snr: float) -> tuple["Subtomograms", "Subtomograms", "np.ndarray"]:
+        """Particles to fit, fresh ones, and the densities with the particles' contrast."""
         import jax
+        import numpy as np
 
-        from jimjax.data.phantom import demo_phantoms
+        from jimjax.data.phantom import demo_phantoms, render
         from jimjax.data.simulate import CtfParameters, simulate
         from jimjax.data.structures import density_from_file
 
@@ -176,4 +183,5 @@ class Benchmark:
             )
             for key, num in zip(keys, (preset.num_per_class, preset.num_fresh), strict=True)
         )
-        return fitted, fresh
+        drawn = densities if self.structures else [render(own, (BOX,) * 3) for own in densities]
+        return fitted, fresh, -np.stack(drawn)

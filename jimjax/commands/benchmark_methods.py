@@ -36,6 +36,7 @@ class Case(NamedTuple):
     Attributes:
         fitted: particles to fit or train on.
         fresh: particles of the same classes that nothing is fitted to.
+        maps: ``(num_classes, z, y, x)``, the densities that both were made of, as dark as they are.
         folder: where it may keep what others use.
         max_shift: of the particles, voxels along each axis.
         seed: of all that is random.
@@ -44,6 +45,7 @@ class Case(NamedTuple):
 
     fitted: "Subtomograms"
     fresh: "Subtomograms"
+    maps: "np.ndarray"
     folder: Path
     max_shift: float
     seed: int
@@ -107,7 +109,14 @@ def _measure_em_fresh(case: Case) -> Measured:
     path = case.folder / "averages.npy"
     if not path.exists():
         np.save(path, _em(case).volumes)
-    references = np.load(path, allow_pickle=False)
+    return _pose_fresh(case, np.load(path, allow_pickle=False))
+
+
+def _measure_true_maps(case: Case) -> Measured:
+    return _pose_fresh(case, case.maps)
+
+
+def _pose_fresh(case: Case, references: "np.ndarray") -> Measured:
     started = time.monotonic()
     found = _em(case, particles=case.fresh, references=references)
     seconds = time.monotonic() - started
@@ -169,6 +178,7 @@ def _measure_jimnet_em(case: Case) -> Measured:
 METHODS: dict[str, Callable[[Case], Measured]] = {
     "em": _measure_em,
     "em-fresh": _measure_em_fresh,
+    "true-maps": _measure_true_maps,
     "jimnet": _measure_jimnet,
     "jimnet+em": _measure_jimnet_em,
     **benchmark_pairs.METHODS,
