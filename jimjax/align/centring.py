@@ -6,6 +6,7 @@ them. It is cheap, needs no starting reference, and puts the centre of mass of e
 a class into the same place.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -115,6 +116,7 @@ def _iterate(
     return profiles, noise, members.mean(axis=0), shifts, members
 
 
+@functools.partial(jax.jit, static_argnames="band")
 def _correlate(spectra: jax.Array, grid: jax.Array, band: Band) -> jax.Array:
     """The sum over each shell of every particle, moved back by every shift: ``(n, s, shells)``."""
     back = jnp.conj(slices.phase_ramps(grid, band))

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jimjax.align import slices
 from jimjax.align.joint_em import (
@@ -23,7 +23,7 @@ from jimjax.align.joint_em import (
 from jimjax.align.local_em import Weighed, expect_nearby
 from jimjax.align.slices import Band
 from jimjax.data.subtomograms import Subtomograms, normalize
-from jimjax.mesh import AXIS
+from jimjax.mesh import AXIS, replicate
 from jimjax.ops import symmetry, wedge
 
 NUM_FOLDS = 4
@@ -88,7 +88,8 @@ class FitData:
         ranges, groups = np.unique(rounded, axis=0, return_inverse=True)
         self.groups = groups.ravel()
         shape = (self.box,) * 3
-        self.masks = [wedge.wedge_mask(shape, jnp.asarray(each)) for each in ranges]
+        see = jax.jit(functools.partial(wedge.wedge_mask, shape))
+        self.masks = jnp.stack([see(jnp.asarray(each)) for each in ranges])
         self.random = np.random.default_rng(options.seed)
         num = len(self.volumes)
         order = self.random.permutation(num)
@@ -126,11 +127,12 @@ class FitData:
 
     def take(self, band: Band) -> tuple[jax.Array, jax.Array]:
         """Spectra ``(n, k)`` of all particles inside a band, and masks ``(g, k)``."""
-        masks = jnp.stack([slices.take_mask(mask, band) for mask in self.masks])
-        take = jax.jit(functools.partial(slices.take_spectra, band=band))
-        blocks = range(0, self.num, 256)
-        spectra = jnp.concatenate([take(self.volumes[start : start + 256]) for start in blocks])
-        return spectra * masks[self.groups], masks
+        masks = slices.take_masks(self.masks, band)
+        spectra = [
+            _take_measured(self.volumes[rows], masks[self.groups[rows]], band)
+            for rows in np.array_split(np.arange(self.num), -(-self.num // 256))
+        ]
+        return jnp.concatenate(spectra), masks
 
     def at(self, cycles_per_diameter: float) -> Banded:
         """Particles and programs of a band; the last one is kept."""
@@ -140,53 +142,102 @@ class FitData:
         return self._current[1]
 
     def _prepare(self, limit: float) -> Banded:
-        band = slices.make_band(self.box, limit)
+        band = Band(self.box, limit)
         spectra, masks = self.take(band)
         is_real = jnp.asarray(self._rows >= 0, jnp.float32)
         observations = Observations(self.deal(spectra), self.deal(self.groups), is_real, masks)
-        split, whole = PartitionSpec(None, AXIS), PartitionSpec()
-        specs = Observations(split, split, split, whole)
-
-        def share(function: Callable, *others: PartitionSpec) -> Callable:
-            def on_device(*arguments: Any) -> tuple[Any, Statistics]:
-                found, statistics = function(*arguments, band=band)
-                return found, jax.lax.psum(statistics, AXIS)
-
-            return jax.jit(
-                jax.shard_map(
-                    on_device,
-                    mesh=self.mesh,
-                    in_specs=(specs, whole, *others),
-                    out_specs=(split, whole),
-                    check_vma=False,  # scans in there begin with constants
-                )
-            )
-
-        def sweep(*arguments: Any, band: Band) -> tuple[Posterior, Statistics]:
-            *others, temperature = arguments
-            options = {"block": self.options.block, "dtype": self.options.dtype}
-            return expect(*others, band, temperature=temperature, **options)
-
-        group = symmetry.point_group(self.options.symmetry)
-
-        def update(statistics: Statistics, model: Model) -> tuple[Model, jax.Array]:
-            if self.references is not None:
-                return rescale(statistics, model, band)
-            model = maximize(statistics, band, radius=self.diameter / 2, group=group)
-            return model, jnp.ones(band.num_shells)
-
-        return Banded(
+        options = self.options
+        programs = _build_programs(
             band,
-            observations,
-            share(sweep, whole, whole, whole, whole),
-            share(expect_nearby, split),
-            jax.jit(update),
+            self.mesh,
+            block=options.block,
+            dtype=options.dtype,
+            radius=self.diameter / 2,
+            symmetry_group=options.symmetry,
+            with_references=self.references is not None,
         )
+        return Banded(band, jax.device_put(observations, _shardings(self.mesh)), *programs)
+
+
+class _Programs(NamedTuple):
+    expect: Callable[..., tuple[Posterior, Statistics]]
+    expect_nearby: Callable[..., tuple[Weighed, Statistics]]
+    update: Callable[[Statistics, Model], tuple[Model, jax.Array]]
+
+
+SPLIT, WHOLE = PartitionSpec(None, AXIS), PartitionSpec()  # folds, then particles
+OBSERVATIONS = Observations(SPLIT, SPLIT, SPLIT, WHOLE)
+
+
+def _shardings(mesh: Mesh) -> Observations:
+    return jax.tree.map(functools.partial(NamedSharding, mesh), OBSERVATIONS)
+
+
+@functools.lru_cache(maxsize=16)
+def _build_programs(
+    band: Band,
+    mesh: Mesh,
+    *,
+    block: int,
+    dtype: str,
+    radius: float,
+    symmetry_group: str,
+    with_references: bool,
+) -> _Programs:
+    """What is compiled once, for all fits of the same kind: that of half sets, for instance."""
+
+    def share(function: Callable, *others: PartitionSpec) -> Callable:
+        def on_device(*arguments: Any) -> tuple[Any, Statistics]:
+            found, statistics = function(*arguments)
+            return found, jax.lax.psum(statistics, AXIS)
+
+        specs = OBSERVATIONS, WHOLE, *others
+        program = jax.jit(
+            jax.shard_map(
+                on_device,
+                mesh=mesh,
+                in_specs=specs,
+                out_specs=(SPLIT, WHOLE),
+                check_vma=False,  # scans in there begin with constants
+            )
+        )
+        places = jax.tree.map(functools.partial(NamedSharding, mesh), specs)
+        # Arrays that lie elsewhere would be another program.
+        return lambda *arguments: program(*jax.device_put(arguments, places))
+
+    def sweep(*arguments: Any) -> tuple[Posterior, Statistics]:
+        *others, temperature = arguments
+        return expect(*others, band, temperature=temperature, block=block, dtype=dtype)
+
+    group = symmetry.point_group(symmetry_group)
+
+    @jax.jit
+    def update(statistics: Statistics, model: Model) -> tuple[Model, jax.Array]:
+        if with_references:
+            return rescale(statistics, model, band)
+        model = maximize(statistics, band, radius=radius, group=group)
+        return model, jnp.ones(band.num_shells)
+
+    return _Programs(
+        share(sweep, WHOLE, WHOLE, WHOLE, WHOLE),
+        share(functools.partial(expect_nearby, band=band), SPLIT),
+        lambda statistics, model: update(*replicate((statistics, model), mesh)),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="band")
+def _take_measured(volumes: jax.Array, masks: jax.Array, band: Band) -> jax.Array:
+    return slices.take_spectra(volumes, band) * masks
 
 
 def measure(banded: Banded) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of each shell: variance as if all were noise, energy, and measured coefficients."""
-    band, (spectra, groups, is_real, masks) = banded.band, banded.observations
+    return _measure(banded.observations, banded.band)
+
+
+@functools.partial(jax.jit, static_argnames="band")
+def _measure(observations: Observations, band: Band) -> tuple[jax.Array, jax.Array, jax.Array]:
+    spectra, groups, is_real, masks = observations
     energy = jnp.sum(jnp.abs(spectra) ** 2 * is_real[..., None], axis=(0, 1))
     members = jnp.zeros(len(masks)).at[groups].add(is_real)
     energy, measured = (slices.per_shell(each, band) for each in (energy, members @ masks))

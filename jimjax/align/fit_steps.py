@@ -1,5 +1,6 @@
 """What the joint EM does: it centres particles, sweeps over all poses, and looks near the best."""
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from jimjax.align.fit_data import Banded, FitData, measure
 from jimjax.align.fit_state import State
 from jimjax.align.joint_em import Model, Observations, Statistics
 from jimjax.align.local_em import Hypotheses, Weighed
-from jimjax.align.slices import Sums
+from jimjax.align.slices import Band, Sums
 from jimjax.align.twins import find_twins
 from jimjax.io.errors import InputError
 from jimjax.ops.rotation import Pose, compose, super_fibonacci
@@ -113,7 +114,7 @@ def begin(data: FitData, first: Sweep | Nearby, start: Start | None) -> State:
         gains = np.empty(0, np.float32)
         return _first_state(data, model, gains, *start, temperature=1.0)
     num, num_classes = data.num, data.options.num_classes
-    band = slices.make_band(data.box, max(data.limit(CENTRING_LIMIT), 2.0))
+    band = slices.Band(data.box, max(data.limit(CENTRING_LIMIT), 2.0))
     spectra, masks = data.take(band)
     found = find_centres(
         spectra,
@@ -257,7 +258,6 @@ def sweep(data: FitData, banded: Banded, part: Sweep, state: State, first: int) 
     Yields:
         The state after each iteration.
     """
-    band = banded.band
     rotations = super_fibonacci(part.num_rotations)
     grid = _shift_grid(part.radius * data.diameter, part.step * data.diameter)
     shifts = jnp.asarray(grid, jnp.float32)
@@ -267,13 +267,8 @@ def sweep(data: FitData, banded: Banded, part: Sweep, state: State, first: int) 
     model = model_in(data, state, banded)
     farthest = data.options.max_shift + part.radius * data.diameter
 
-    @jax.jit
-    def centred(observations: Observations, centres: jax.Array) -> Observations:
-        ramps = jnp.conj(slices.phase_ramps(centres, band))
-        return observations._replace(spectra=observations.spectra * ramps)
-
     while int(state.done) < first + part.iterations:
-        observations = centred(banded.observations, data.deal(state.centres))
+        observations = _move_back(banded.observations, data.deal(state.centres), banded.band)
         posterior, statistics = banded.expect(
             observations, model, rotations, shifts, log_prior, jnp.float32(state.temperature)
         )
@@ -293,6 +288,13 @@ def sweep(data: FitData, banded: Banded, part: Sweep, state: State, first: int) 
             evidence=found.evidence,
         )
         yield state
+
+
+@functools.partial(jax.jit, static_argnames="band")
+def _move_back(observations: Observations, shifts: jax.Array, band: Band) -> Observations:
+    """Particles moved by the opposite of shifts ``(f, n, 3)``, voxels."""
+    ramps = jnp.conj(slices.phase_ramps(shifts, band))
+    return observations._replace(spectra=observations.spectra * ramps)
 
 
 def look_nearby(

@@ -67,7 +67,7 @@ def fit_poses(
     pose, done = begin, 0
     limits = list(dict.fromkeys(data.limit(limit) for limit in LIMITS))
     for limit in limits:
-        fixed = _Fixed(data, start.labels, slices.make_band(data.box, limit))
+        fixed = _Fixed(data, start.labels, slices.Band(data.box, limit))
         strength = _first_strength(fixed, pose)
         for _ in range(ROUNDS):
             found, shells = fixed.climb(strength, pose, STEPS)

@@ -5,7 +5,9 @@ rotated reference would measure there is read off its oversampled transform, the
 is the transpose of that.
 """
 
+import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -20,22 +22,55 @@ POWER_FLOOR = 0.01  # of the noise left in an average, where a shell shows no po
 EDGE = 3.0  # voxels over which a support falls off
 
 
-class Band(NamedTuple):
+@dataclass(frozen=True)
+class Band:
     """The coefficients of one half space with 0 < |k| <= limit; the other half is conjugate.
 
+    Two bands of one box and limit are equal, so that a band can be a static argument of programs.
+
     Attributes:
-        box: voxels of the volumes along each axis.
-        frequencies: ``(k, 3)`` int, (x, y, z) cycles per box.
-        shells: ``(k,)`` int, |k| rounded, less 1.
-        num_shells: how many shells there are.
-        reach: index of the zero frequency in a grid of side ``2 reach + 1``.
+        box: voxels of cubic volumes along each axis.
+        limit: cycles per box, from 1 to ``box / 2 - 1``.
+
+    Raises:
+        ValueError: if the limit is out of range.
     """
 
     box: int
-    frequencies: np.ndarray
-    shells: np.ndarray
-    num_shells: int
-    reach: int
+    limit: float
+
+    def __post_init__(self) -> None:
+        """Refuses a limit that boxes of this size do not have."""
+        highest = self.box / 2 - 1
+        if not 1 <= self.limit <= highest:
+            raise ValueError(
+                f"limit must be from 1 to {highest:g} cycles per box, got {self.limit}"
+            )
+
+    @functools.cached_property
+    def frequencies(self) -> np.ndarray:
+        """The coefficients' ``(k, 3)`` int, (x, y, z) cycles per box."""
+        axis = np.arange(-int(self.limit), int(self.limit) + 1)
+        z, y, x = (grid.ravel() for grid in np.meshgrid(axis, axis, axis, indexing="ij"))
+        is_half = (x > 0) | ((x == 0) & ((y > 0) | ((y == 0) & (z > 0))))
+        kept = is_half & (x**2 + y**2 + z**2 <= self.limit**2)
+        return np.stack([x, y, z], axis=-1)[kept]
+
+    @functools.cached_property
+    def shells(self) -> np.ndarray:
+        """Of each coefficient, |k| rounded, less 1: ``(k,)`` int."""
+        radius = np.linalg.norm(self.frequencies, axis=1)
+        return np.maximum(np.rint(radius).astype(int), 1) - 1
+
+    @functools.cached_property
+    def num_shells(self) -> int:
+        """How many shells there are."""
+        return int(self.shells.max()) + 1
+
+    @property
+    def reach(self) -> int:
+        """Index of the zero frequency in a grid of side ``2 reach + 1``."""
+        return int(OVERSAMPLING * self.limit) + 1
 
     @property
     def side(self) -> int:
@@ -55,28 +90,6 @@ class Sums(NamedTuple):
     weights: jax.Array
 
 
-def make_band(box: int, limit: float) -> Band:
-    """Lists the coefficients up to a limit.
-
-    Args:
-        box: voxels of cubic volumes.
-        limit: cycles per box, from 1 to ``box / 2 - 1``.
-
-    Raises:
-        ValueError: if the limit is out of range.
-    """
-    if not 1 <= limit <= box / 2 - 1:
-        raise ValueError(f"limit must be from 1 to {box / 2 - 1:g} cycles per box, got {limit}")
-    axis = np.arange(-int(limit), int(limit) + 1)
-    z, y, x = (grid.ravel() for grid in np.meshgrid(axis, axis, axis, indexing="ij"))
-    radius = np.sqrt(x**2 + y**2 + z**2)
-    is_half = (x > 0) | ((x == 0) & ((y > 0) | ((y == 0) & (z > 0))))
-    kept = is_half & (radius <= limit)
-    shells = np.maximum(np.rint(radius[kept]).astype(int), 1) - 1
-    frequencies = np.stack([x, y, z], axis=-1)[kept]
-    return Band(box, frequencies, shells, int(shells.max()) + 1, int(OVERSAMPLING * limit) + 1)
-
-
 def take_spectra(volumes: jax.Array, band: Band) -> jax.Array:
     """Transforms volumes about voxel ``n // 2``.
 
@@ -91,10 +104,11 @@ def take_spectra(volumes: jax.Array, band: Band) -> jax.Array:
     return jax.vmap(fourier.rfft)(jnp.asarray(volumes))[:, z, y, x]
 
 
-def take_mask(mask: jax.Array, band: Band) -> jax.Array:
-    """The band's part of a half-spectrum mask ``(z, y, x // 2 + 1)``: ``(k,)``."""
+@functools.partial(jax.jit, static_argnames="band")
+def take_masks(masks: jax.Array, band: Band) -> jax.Array:
+    """The band's part of half-spectrum masks ``(g, z, y, x // 2 + 1)``: ``(g, k)``."""
     x, y, z = band.frequencies.T
-    return mask[z, y, x]
+    return masks[:, z, y, x]
 
 
 def phase_ramps(shifts: jax.Array, band: Band) -> jax.Array:

@@ -49,8 +49,7 @@ def find_twins(grids: jax.Array, band: Band, *, num_twins: int, max_shift: float
     rotations = super_fibonacci(NUM_ROTATIONS)
     axis = np.linspace(-max_shift, max_shift, 5)
     shifts = np.stack(np.meshgrid(axis, axis, axis), axis=-1).reshape(-1, 3).astype(np.float32)
-    compare = jax.jit(functools.partial(_compare, band=band))
-    scores, moves = compare(grids, rotations, jnp.asarray(shifts))
+    scores, moves = _compare(grids, rotations, jnp.asarray(shifts), band)
     scores, moves, rotations = np.asarray(scores), np.asarray(moves), np.asarray(rotations)
 
     flat = rotations.reshape(-1, 9)
@@ -65,10 +64,10 @@ def find_twins(grids: jax.Array, band: Band, *, num_twins: int, max_shift: float
     chosen = np.array(chosen)
     rows = np.arange(len(chosen))[:, None]
     poses = Pose(jnp.asarray(rotations[chosen]), jnp.asarray(shifts[moves[rows, chosen]]))
-    make_precise = jax.jit(functools.partial(_make_precise, band=band))
-    return Twins(make_precise(grids, poses), scores[rows, chosen])
+    return Twins(_make_precise(grids, poses, band), scores[rows, chosen])
 
 
+@functools.partial(jax.jit, static_argnames="band")
 def _make_precise(grids: jax.Array, poses: Pose, band: Band) -> Pose:
     """Lets each density look for itself around the poses ``(c, m)``."""
     spectra = slices.cut(grids, jnp.eye(3)[None], band)[:, 0]
@@ -90,6 +89,7 @@ def _make_precise(grids: jax.Array, poses: Pose, band: Band) -> Pose:
     return Pose(found.rotations[0], found.shifts[0])
 
 
+@functools.partial(jax.jit, static_argnames="band")
 def _compare(
     grids: jax.Array, rotations: jax.Array, shifts: jax.Array, band: Band
 ) -> tuple[jax.Array, jax.Array]:

@@ -388,7 +388,12 @@ def super_fibonacci(num: int) -> jax.Array:
         [outer * np.cos(beta), inner * np.sin(alpha), inner * np.cos(alpha), outer * np.sin(beta)],
         axis=-1,
     )
-    return jax.vmap(from_quaternion)(jnp.asarray(quaternions, jnp.result_type(float)))
+    return _from_quaternions(jnp.asarray(quaternions, jnp.result_type(float)))
+
+
+@jax.jit
+def _from_quaternions(quaternions: jax.Array) -> jax.Array:
+    return jax.vmap(from_quaternion)(quaternions)
 
 
 def _matrix(rows: list[list[jax.Array]]) -> jax.Array:

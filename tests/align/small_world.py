@@ -12,7 +12,7 @@ from jimjax.data.phantom import demo_phantoms, render
 from jimjax.ops import rotation
 
 BOX = 16
-BAND = slices.make_band(BOX, 4.5)
+BAND = slices.Band(BOX, 4.5)
 SHIFTS = jnp.asarray([[0, 0, 0], [2, 0, -1], [0, -2, 1]], jnp.float32)
 NUM_ROTATIONS = 20
 NUM_FOLDS, PER_FOLD = 2, 5

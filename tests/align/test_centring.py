@@ -11,7 +11,7 @@ from jimjax.ops import rotation
 from jimjax.ops.rotation import Pose
 
 BOX, NUM, MAX_SHIFT = 24, 40, 5.0
-BAND = slices.make_band(BOX, 2.5)
+BAND = slices.Band(BOX, 2.5)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from jimjax.data.phantom import demo_phantoms, render
 from jimjax.ops import rotation, symmetry, wedge
 
 BOX = 16
-BAND = slices.make_band(BOX, 4.5)
+BAND = slices.Band(BOX, 4.5)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_band_holds_one_of_each_pair():
 @pytest.mark.parametrize("limit", [0.5, 7.5, 100])
 def test_limit_out_of_range_is_an_error(limit):
     with pytest.raises(ValueError, match="limit must be from 1 to 7"):
-        slices.make_band(BOX, limit)
+        slices.Band(BOX, limit)
 
 
 def test_spectrum_is_the_transform_about_the_centre():
@@ -56,7 +56,7 @@ def test_mask_is_that_of_the_same_coefficients():
     angle = np.rad2deg(np.arctan2(z, x))
     angle = np.where(angle > 90, angle - 180, np.where(angle < -90, angle + 180, angle))
     is_clear = (np.abs(angle + 50) > 1e-3) & (np.abs(angle - 60) > 1e-3) & ((x != 0) | (z != 0))
-    found = slices.take_mask(mask, BAND)
+    found = slices.take_masks(mask[None], BAND)[0]
     np.testing.assert_array_equal(found[is_clear], ((angle > -50) & (angle < 60))[is_clear])
 
 
@@ -125,7 +125,7 @@ def test_weights_add_up(rotations):
 @pytest.mark.parametrize("limit", [3.0, 7.0])
 def test_volumes_of_grids_are_those_they_were_made_of(molecule, limit):
     volume = render(molecule, (BOX,) * 3)[None]
-    band = slices.make_band(BOX, limit)
+    band = slices.Band(BOX, limit)
     found = slices.make_volumes(slices.make_grids(volume, band), band)
     inside = [slices.take_spectra(each, band) for each in (found, volume)]
     error = np.linalg.norm(inside[0] - inside[1]) / np.linalg.norm(inside[1])
@@ -133,7 +133,7 @@ def test_volumes_of_grids_are_those_they_were_made_of(molecule, limit):
 
 
 def test_wider_grids_hold_the_same_volume(molecule):
-    volume, wide = render(molecule, (BOX,) * 3)[None], slices.make_band(BOX, 6.0)
+    volume, wide = render(molecule, (BOX,) * 3)[None], slices.Band(BOX, 6.0)
     grids = slices.make_grids(volume, BAND)
     widened = slices.widen_grids(grids, wide)
     assert widened.shape == (1, wide.side, wide.side, wide.side)

@@ -10,7 +10,7 @@ from jimjax.ops import resample, rotation
 from jimjax.ops.rotation import Pose, compose
 
 BOX = 20
-BAND = slices.make_band(BOX, 5.0)
+BAND = slices.Band(BOX, 5.0)
 
 
 def blobs(places, weights):
