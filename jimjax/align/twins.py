@@ -18,8 +18,9 @@ from jimjax.align.slices import Band, split
 from jimjax.ops.rotation import Pose, super_fibonacci
 
 NUM_ROTATIONS = 2304  # 15 degrees apart
-CLOSE = 30.0  # degrees; nearer rotations belong to one maximum
-SELF = 50.0  # degrees; nearer ones to the density itself
+CLOSE = 12.0  # degrees; nearer rotations belong to one maximum
+SELF = 30.0  # degrees; nearer ones to the density itself
+NUM_STARTS = 12  # maxima on the grid that are made precise
 FIRST_STEPS = 0.1, 0.5  # radians and voxels, of the lattices that make the poses precise
 NUM_HALVINGS = 7  # of those steps
 NOISE = 0.01  # of a density's power, that it is compared with itself under
@@ -52,24 +53,46 @@ def find_twins(grids: jax.Array, band: Band, *, num_twins: int, max_shift: float
     scores, moves = _compare(grids, rotations, jnp.asarray(shifts), band)
     scores, moves, rotations = np.asarray(scores), np.asarray(moves), np.asarray(rotations)
 
-    flat = rotations.reshape(-1, 9)
-    traces = flat @ flat.T
-    is_close = traces > 1 + 2 * np.cos(np.deg2rad(CLOSE))
-    is_other = np.trace(rotations, axis1=1, axis2=2) < 1 + 2 * np.cos(np.deg2rad(SELF))
-    chosen = []
+    is_close = _are_within(CLOSE, rotations, rotations)
+    is_other = ~_are_within(SELF, rotations, np.eye(3)[None])[:, 0]
+    starts = []
     for own in scores:
         highest_around = np.max(np.where(is_close, own, -np.inf), axis=1)
         ranks = np.where(is_other & (own >= highest_around), own, own - 2)
-        chosen.append(np.argsort(-ranks)[:num_twins])
-    chosen = np.array(chosen)
-    rows = np.arange(len(chosen))[:, None]
-    poses = Pose(jnp.asarray(rotations[chosen]), jnp.asarray(shifts[moves[rows, chosen]]))
-    return Twins(_make_precise(grids, poses, band), scores[rows, chosen])
+        starts.append(np.argsort(-ranks)[:NUM_STARTS])
+    starts = np.array(starts)
+    rows = np.arange(len(starts))[:, None]
+    begin = Pose(jnp.asarray(rotations[starts]), jnp.asarray(shifts[moves[rows, starts]]))
+    # The highest place of the grid need not be beside the highest maximum.
+    poses, similarity = jax.tree.map(np.asarray, _make_precise(grids, begin, band))
+    chosen = np.array(
+        [_pick_apart(*each, num_twins) for each in zip(similarity, poses.rotation, strict=True)]
+    )
+    return Twins(jax.tree.map(lambda field: field[rows, chosen], poses), similarity[rows, chosen])
+
+
+def _are_within(degrees: float, rotations: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which rotations ``(n, 3, 3)`` are near which others ``(m, 3, 3)``: ``(n, m)``."""
+    traces = rotations.reshape(-1, 9) @ others.reshape(-1, 9).T
+    return traces > 1 + 2 * np.cos(np.deg2rad(degrees))
+
+
+def _pick_apart(similarity: np.ndarray, rotations: np.ndarray, num: int) -> list[int]:
+    """The most similar, and then always the most similar away from those; others if too few."""
+    chosen: list[int] = []
+    is_near = _are_within(CLOSE, rotations, rotations)
+    is_self = _are_within(SELF, rotations, np.eye(3)[None])[:, 0]
+    for _ in range(num):
+        is_taken = is_self | is_near[:, chosen].any(axis=1)
+        ranks = similarity - 2 * is_taken
+        ranks[chosen] = -np.inf
+        chosen.append(int(ranks.argmax()))
+    return chosen
 
 
 @functools.partial(jax.jit, static_argnames="band")
-def _make_precise(grids: jax.Array, poses: Pose, band: Band) -> Pose:
-    """Lets each density look for itself around the poses ``(c, m)``."""
+def _make_precise(grids: jax.Array, poses: Pose, band: Band) -> tuple[Pose, jax.Array]:
+    """Lets each density look for itself around the poses, and says how similar it is: ``(c, m)``."""
     spectra = slices.cut(grids, jnp.eye(3)[None], band)[:, 0]
     num_classes, num_twins = poses.shift.shape[:2]
     power = slices.per_shell(jnp.mean(jnp.abs(spectra) ** 2, axis=0), band)
@@ -86,7 +109,17 @@ def _make_precise(grids: jax.Array, poses: Pose, band: Band) -> Pose:
         return expect_nearby(own, model, hypotheses, band)[0].hypotheses
 
     found = jax.lax.fori_loop(0, NUM_HALVINGS, look, hypotheses)
-    return Pose(found.rotations[0], found.shifts[0])
+    found = Pose(found.rotations[0], found.shifts[0])
+    turned = slices.cut_own(grids, jnp.arange(num_classes), found.rotation, band)
+    moved = turned * slices.phase_ramps(found.shift, band)
+    products = jnp.einsum("cmk,ck->cm", split(moved), split(spectra))
+    return found, _over_norms(products, turned, spectra[:, None])
+
+
+def _over_norms(products: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Correlations; 0 of what is 0 throughout."""
+    norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
+    return products / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny)
 
 
 @functools.partial(jax.jit, static_argnames="band")
@@ -100,8 +133,7 @@ def _compare(
 
     def one_class(own: jax.Array, turned: jax.Array) -> tuple[jax.Array, jax.Array]:
         products = split(turned) @ split(own * back).T
-        norms = jnp.linalg.norm(turned, axis=1) * jnp.linalg.norm(own)
-        scores = products / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny)[:, None]
+        scores = _over_norms(products, turned[:, None], own)
         return scores.max(axis=1), scores.argmax(axis=1)
 
     return jax.lax.map(lambda each: one_class(*each), (own, turned))
