@@ -28,6 +28,8 @@ class Train:
         config: TOML file; what it leaves out keeps its default.
         data: particle STAR file.
         out: run folder to make.
+        weights: file of jimjax export, or "small" for the weights that come with jimjax, to begin
+            with; pre-training is left out.
         resume: go on with the run in OUT where it was interrupted.
         seed: overrides the configuration's seed.
         num_classes: overrides network.num_classes of the configuration.
@@ -39,6 +41,7 @@ class Train:
     config: tyro.conf.Positional[Path]
     data: Path
     out: Path
+    weights: str | None = None
     resume: bool = False
     seed: int | None = None
     num_classes: int | None = None
@@ -57,13 +60,18 @@ class Train:
         tilt_range = files.tilt_range(self.tilt_min, self.tilt_max)
         particles = load(self.data, tilt_range=tilt_range, voxel_size=self.voxel_size)
 
+        from jimjax.commands.align_network import open_weights
         from jimjax.train.run import train_run
 
+        weights = None
+        if self.weights is not None:
+            weights = open_weights(self.weights, "jimnet", particles.volumes.shape[-1])
         with training_exits(self.out), open_progress() as progress:
             train_run(
                 config,
                 particles,
                 self.out,
+                weights=weights,
                 resume=self.resume,
                 progress=progress,
                 command=files.command_line(),
@@ -84,6 +92,8 @@ class Train:
                 raise InputError(f"--num-classes must be 1 or more, got {self.num_classes}")
             network = replace(config.network, num_classes=self.num_classes)
             config = replace(config, network=network)
+        if self.weights is not None:
+            config = replace(config, pretrain=replace(config.pretrain, steps=0))
         return config
 
 

@@ -33,6 +33,7 @@ SHIPPED = "jimjax.weights"  # package that holds the files that come along
 MANIFEST = "sha256.json"
 MAX_DESCRIPTION = 100_000  # characters
 MAX_NUMBER = 1 << 20  # of a configuration; more is no network that this machine can hold
+HEAD = "params.head."  # of a Jim-Net; depends on the number of classes
 NUM_SHOWN = 3  # names in a message
 
 Contrast = Literal["dark", "light"]
@@ -155,6 +156,32 @@ def load_shipped(name: str, *, box: int | None = None) -> Weights:
         if found != manifest[file]:
             raise InputError(f"{path}: is not the file that came with jimjax; install it again")
         return load_weights(path, box=box)
+
+
+def transplant(weights: Weights, network: Network) -> Network:
+    """Puts weights into a network of the same sizes; its cluster head stays as it is.
+
+    Args:
+        weights: what is put.
+        network: of another number of classes, perhaps.
+
+    Returns:
+        The network with all arrays of the weights but those of the head.
+
+    Raises:
+        InputError: if an array is missing or of another shape.
+    """
+    donors, own = _named(weights.network), dict(_named(network))
+    for name, array in own.items():
+        if name.startswith(HEAD):
+            continue
+        if name not in donors or donors[name].shape != array.shape:
+            raise InputError(
+                f"the weights are of a network of other sizes: {name} does not fit; choose the "
+                "network.preset that they were trained with"
+            )
+        own[name] = donors[name]
+    return _filled(network, own)
 
 
 def _builder(config: JimNetConfig | GumNetConfig) -> Any:

@@ -14,7 +14,7 @@ from jimjax.config import RunConfig
 from jimjax.data import batches
 from jimjax.data.subtomograms import Subtomograms, normalize
 from jimjax.mesh import constrain_batch, map_batch
-from jimjax.models import functional, jimnet
+from jimjax.models import functional, jimnet, weights
 from jimjax.models.functional import Network
 from jimjax.ops import matching
 from jimjax.ops.correlation import aligned_correlation
@@ -52,11 +52,14 @@ class PairBatch(NamedTuple):
     molecule_tilt_range: np.ndarray
 
 
+def network_config(config: RunConfig, box: int) -> jimnet.JimNetConfig:
+    """Sizes of the network of a configuration for particles of a box size."""
+    return PRESETS[config.network.preset](box, config.network.num_classes)
+
+
 def build_network(config: RunConfig, box: int) -> Network:
     """Builds the network of a configuration for particles of a box size."""
-    network_config = PRESETS[config.network.preset](box, config.network.num_classes)
-    build = functools.partial(jimnet.JimNet, network_config)
-    return functional.create(build, jax.random.key(config.seed))
+    return weights.build(network_config(config, box), jax.random.key(config.seed))
 
 
 def build_optimizer(config: RunConfig, num_particles: int) -> Optimizer:

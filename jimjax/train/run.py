@@ -21,6 +21,7 @@ from jimjax.io.errors import InputError
 from jimjax.io.files import replace_file
 from jimjax.mesh import data_mesh, replicate
 from jimjax.models.functional import Network
+from jimjax.models.weights import Description, Weights, transplant
 from jimjax.progress import Progress
 from jimjax.train import em, jimnet, loop
 from jimjax.train.checkpoint import open_checkpoints
@@ -74,6 +75,7 @@ def train_run(
     particles: Subtomograms,
     folder: str | Path,
     *,
+    weights: Weights | None = None,
     resume: bool = False,
     progress: Progress | None = None,
     command: str = "",
@@ -84,6 +86,7 @@ def train_run(
         config: the run.
         particles: without truth.
         folder: new, or with ``resume`` that of a run that was interrupted.
+        weights: to begin with instead of random ones; all but the cluster head.
         resume: go on where the folder's newest checkpoint is; the outcome is that of an
             uninterrupted run.
         progress: told of every step.
@@ -94,14 +97,15 @@ def train_run(
 
     Raises:
         InputError: if the folder holds a run and ``resume`` is off; if it holds none, or one of
-            another configuration or of other particles, and ``resume`` is on; or if there are
-            too few particles.
+            another configuration or of other particles, and ``resume`` is on; if there are too
+            few particles; or if the weights do not fit the configuration.
         Interrupted: after SIGTERM or SIGINT, with everything saved.
         loop.TrainingError: if the loss stays non-finite.
     """
     folder = Path(folder)
     _check_particles(config, particles)
     _check_folder(config, particles, folder, resume)
+    network = _initial_network(config, particles.volumes.shape[-1], weights)
     folder.mkdir(parents=True, exist_ok=True)
     if not resume:
         _write_text(folder / PROVENANCE, _provenance(config, particles, command))
@@ -110,7 +114,6 @@ def train_run(
     mesh, key = data_mesh(), jax.random.key(config.seed)
     step_key, cluster_key = jax.random.split(key)
     box = particles.volumes.shape[-1]
-    network = jimnet.build_network(config, box)
     optimizer = jimnet.build_optimizer(config, len(particles))
     state = replicate(initial_state(network, optimizer), mesh)
     memory = em.initial_memory(len(particles), config.network.num_classes, box)
@@ -188,6 +191,13 @@ def load_run(folder: str | Path) -> Run:
     return Run(folder, config, trained, np.asarray(stack.data), provenance["voxel_size"])
 
 
+def weights_of(run: Run) -> Weights:
+    """The network of a run, to be saved or applied to other particles."""
+    network_config = jimnet.network_config(run.config, run.references.shape[-1])
+    contrast = run.config.data.contrast
+    return Weights(Description(network_config, contrast, run.voxel_size), run.network)
+
+
 def predict(run: Run, particles: Subtomograms) -> Prediction:
     """Classifies particles and finds their poses.
 
@@ -238,6 +248,18 @@ def predict(run: Run, particles: Subtomograms) -> Prediction:
         found.shifts,
         found.correlations,
     )
+
+
+def _initial_network(config: RunConfig, box: int, weights: Weights | None) -> Network:
+    network = jimnet.build_network(config, box)
+    if weights is None:
+        return network
+    if weights.description.contrast != config.data.contrast:
+        raise InputError(
+            f"the weights are for {weights.description.contrast} protein, data.contrast is "
+            f"{config.data.contrast}"
+        )
+    return transplant(weights, network)
 
 
 def _finish(
