@@ -20,13 +20,14 @@ NUM_PER_CLASS = 50  # particles that references are begun with: as many as a fir
 ROUNDS = 2  # alignments and averages of that part, and of all particles after
 NUM_PROPOSALS = 4  # turns of a reference in these rounds
 
-# What is left to the joint EM: the classes are found, and poses to about ten degrees.
+# What is left to the joint EM where poses are known to ten degrees: two coarse sweeps in which a
+# particle may still change its class, and one finer; then everything is near.
 FINISH: tuple[Sweep | Nearby, ...] = (
     Sweep(3.0, 576, 0.14, 0.07, 2),
-    Sweep(4.35, 1152, 0.095, 0.0475, 2),
+    Sweep(3.7, 1152, 0.095, 0.0475, 1),
     Nearby(4.35, 4),
     *[Nearby(4.35, 4, with_twins=True)] * 2,
-    Nearby(5.7, 4),
+    Nearby(5.7, 3),
 )
 
 
