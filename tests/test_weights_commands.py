@@ -13,6 +13,7 @@ from jimjax.commands import align as command
 from jimjax.commands.align_network import ask_jimnet
 from jimjax.config import NetworkSection, RunConfig, read_config
 from jimjax.data.subtomograms import Subtomograms, load, to_star
+from jimjax.io import mrc
 from jimjax.io.errors import InputError
 from jimjax.models import gumnet, weights
 from jimjax.models.blocks import ExtractorConfig
@@ -35,6 +36,11 @@ TINY = JimNetConfig(
     embedding=4,
     degree=1,
     num_rotations=16,
+)
+
+
+TINY_GUM = gumnet.GumNetConfig(
+    box=BOX, widths=(2, 3), sizes=(8,), keeps=(7,), tower_width=2, dense_width=3
 )
 
 
@@ -157,9 +163,29 @@ def test_weights_of_the_other_contrast_are_refused(data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_gumnet_poses_against_the_references_given(data, tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(command, "finish", lambda particles, result, *_, **__: found.append(result))
+    monkeypatch.setattr("jimjax.commands.align_network.NUM_PROPOSALS", 2)
+    network = weights.build(TINY_GUM, jax.random.key(0))
+    save_weights(tmp_path / "gum", Weights(Description(TINY_GUM, "light"), network))
+    volumes = load(data / "particles.star").volumes
+    for number in range(2):
+        mrc.write_volume(tmp_path / f"{number}.mrc", volumes[number], voxel_size=24.0)
+    maps = [str(tmp_path / f"{number}.mrc") for number in range(2)]
+    arguments = ["align", str(data / "particles.star"), "--method", "gumnet"]
+    arguments += ["--weights", str(tmp_path / "gum"), "--reference", *maps]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    assert found[0].volumes.shape == (2, BOX, BOX, BOX)
+    assert set(found[0].labels) == {0, 1}
+    assert np.all(np.abs(found[0].evidence) <= 1)
+    np.testing.assert_allclose(np.linalg.det(found[0].rotations), 1, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--method", "gumnet"], "--method gumnet needs --reference"),
         (["--method", "em", "--weights", "small"], "--weights is of no use to --method em"),
         (["--method", "em", "--contrast", "dark"], "--contrast is of no use to --method em"),
         (
@@ -174,11 +200,8 @@ def test_weights_of_the_other_contrast_are_refused(data, tmp_path):
 def test_mistakes_are_one_line(data, tiny, tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").write_bytes(tiny.read_bytes())
-    config = gumnet.GumNetConfig(
-        box=BOX, widths=(2, 3), sizes=(8,), keeps=(7,), tower_width=2, dense_width=3
-    )
-    network = weights.build(config, jax.random.key(0))
-    save_weights("gum.safetensors", Weights(Description(config), network))
+    network = weights.build(TINY_GUM, jax.random.key(0))
+    save_weights("gum.safetensors", Weights(Description(TINY_GUM), network))
     code = main(["align", str(data / "particles.star"), "--out", "out", *options])
     captured = capsys.readouterr()
     assert code == 2

@@ -27,7 +27,8 @@ class Align:
     with --reference it begins from poses against those. "search" finds poses against the
     references and leaves them as they are. "jimnet" asks a network: that of a --run, which knows
     its classes, or one that was trained on other particles (--weights), which finds them;
-    "jimnet+em" begins the em from its answers.
+    "jimnet+em" begins the em from its answers. "gumnet" poses particles against references with
+    a Gum-Net (--run or --weights).
 
     Writes OUT/classes.star (a copy of the particle STAR file with class, angles and origins, and
     columns jimAngleDeviation in degrees, jimShiftDeviation in angstrom, jimClassProbability and
@@ -61,7 +62,7 @@ class Align:
 
     data: tyro.conf.Positional[Path]
     out: Path
-    method: Literal["em", "search", "jimnet", "jimnet+em"] = "em"
+    method: Literal["em", "search", "jimnet", "jimnet+em", "gumnet"] = "em"
     num_classes: int | None = None
     reference: tuple[Path, ...] = ()
     run_folder: Annotated[Path | None, tyro.conf.arg(name="run")] = None
@@ -103,8 +104,10 @@ class Align:
         from jimjax.io.errors import InputError
 
         check_door(self.data, self.out, self.seed)
-        if self.method == "search" and not self.reference:
-            raise InputError("--method search needs --reference MAP.mrc, one map for each class")
+        if self.method in ("search", "gumnet") and not self.reference:
+            raise InputError(
+                f"--method {self.method} needs --reference MAP.mrc, one map for each class"
+            )
         align_network.check_options(self.method, self.run_folder, self.weights, self.contrast)
         if "jimnet" in self.method and self.reference:
             raise InputError(f"--reference is of no use to --method {self.method}; try em")
@@ -130,7 +133,12 @@ class Align:
         self, particles: "Subtomograms", references: "np.ndarray | None", options: "Options"
     ) -> "Found":
         from jimjax.align.fit_steps import FINISH_PLAN, REFINE_PLAN, Start
+        from jimjax.commands.align_network import ask_gumnet, ask_jimnet, found_by
 
+        network = {"run_folder": self.run_folder, "weights": self.weights}
+        network["contrast"] = self.contrast or "dark"
+        if self.method == "gumnet":
+            return found_by(ask_gumnet(particles, references, **network), references)
         if references is not None:
             is_search = self.method == "search"
             # Each of two fits has its own state to resume.
@@ -146,19 +154,11 @@ class Align:
         if "jimnet" not in self.method:
             return run_fit(particles, options, self.out, resume=self.resume)
 
-        from jimjax.commands.align_network import ask_jimnet, found_by
         from jimjax.train.pretrained import FINISH
 
-        run, guess = ask_jimnet(
-            particles,
-            run_folder=self.run_folder,
-            weights=self.weights,
-            contrast=self.contrast or "dark",
-            num_classes=self.num_classes,
-            seed=self.seed,
-        )
+        run, guess = ask_jimnet(particles, num_classes=self.num_classes, seed=self.seed, **network)
         if self.method == "jimnet":
-            return found_by(run, guess)
+            return found_by(guess, run.references)
         plan = FINISH if self.run_folder is None else FINISH_PLAN
         start = Start(guess.labels, guess.rotations, guess.shifts)
         options = dataclasses.replace(options, num_classes=len(run.references))

