@@ -18,6 +18,7 @@ from jimjax.commands.benchmark import Benchmark
 from jimjax.commands.demo import Demo
 from jimjax.commands.doctor import Doctor
 from jimjax.commands.evaluate import Evaluate
+from jimjax.commands.export import Export
 from jimjax.commands.import_npz import Import
 from jimjax.commands.match import Match
 from jimjax.commands.predict import Predict
@@ -36,6 +37,7 @@ COMMANDS = {
     "predict": Predict,
     "average": Average,
     "evaluate": Evaluate,
+    "export": Export,
     "report": Report,
     "demo": Demo,
     "benchmark": Benchmark,

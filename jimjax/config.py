@@ -15,11 +15,14 @@ class NetworkSection:
     """The network.
 
     Attributes:
+        kind: "jimnet" aligns and clusters; "gumnet" only aligns pairs, and has no use for
+            classes, clusters and predictions of a run.
         preset: "small" trains on a laptop, with radial kernels and solved poses; "paper" has
             Gum-Net's widths and learned regressors, and wants an accelerator.
         num_classes: clusters to find.
     """
 
+    kind: Literal["jimnet", "gumnet"] = "jimnet"
     preset: Literal["small", "paper"] = "small"
     num_classes: int = 5
 
@@ -71,6 +74,9 @@ class JointSection:
         molecule_share: random molecules added to a batch, as a share of its pairs; they keep
             the pose branch from drifting.
         cutoff: low-pass of the alignment loss, cycles per voxel (equation 6).
+        loss: of a Gum-Net. "constrained" is one minus the constrained correlation of each pair;
+            "imputed" is the authors' code, to compare: one minus the squared correlation over a
+            whole batch, of sources filled up with their targets' coefficients.
     """
 
     epochs: int = 4
@@ -81,6 +87,7 @@ class JointSection:
     regulariser_weight: float = 0.0
     molecule_share: float = 0.5
     cutoff: float = 0.2
+    loss: Literal["constrained", "imputed"] = "constrained"
 
 
 @dataclass(frozen=True)

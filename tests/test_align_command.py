@@ -164,7 +164,6 @@ def test_half_sets_do_not_know_each_other(data):
     [
         (["--method", "search"], "--method search needs --reference"),
         (["--method", "fa"], "--method fa needs --reference"),
-        (["--method", "jimnet"], "--method jimnet needs --run"),
         (["--run", "x"], "--run is of no use to --method em"),
         (["--reference", "reference_0.mrc", "--num-classes", "3"], "--num-classes 3 and 1"),
         (["--num-classes", "0"], "the number of classes must be 1 or more, got 0"),

@@ -122,6 +122,12 @@ def encode(network: Network, volumes: np.ndarray) -> Any:
     return jax.tree.map(np.asarray, _encode(network, volumes))
 
 
+def encode_all(network: Network, volumes: np.ndarray, *, batch_size: int) -> Any:
+    """What a network compares of any number of volumes ``(n, z, y, x)``, some at a time."""
+    parts = [encode(network, volumes[rows]) for rows in padded_chunks(len(volumes), batch_size)]
+    return jax.tree.map(lambda *each: np.concatenate(each)[: len(volumes)], *parts)
+
+
 def refine(
     network: Network,
     references: np.ndarray,

@@ -135,7 +135,7 @@ def reassign(
     for label, reference in enumerate(references):
         members = np.flatnonzero(labels == label)
         has_average = len(members) >= MIN_MEMBERS
-        averages.append(_average(particles, found, members) if has_average else reference)
+        averages.append(average_members(particles, found, members) if has_average else reference)
     return Assignment(labels.astype(np.int32), np.stack(averages), found)
 
 
@@ -190,7 +190,17 @@ def merge(
     return references[kept + spare[: num_clusters - len(kept)]]
 
 
-def _average(particles: Particles, found: Alignments, members: np.ndarray) -> np.ndarray:
+def average_members(particles: Particles, found: Alignments, members: np.ndarray) -> np.ndarray:
+    """Averages some particles in their poses, filtered by how far two halves of them agree.
+
+    Args:
+        particles: all of them; their description is not looked at.
+        found: ``(n, ...)`` poses; correlations are not looked at.
+        members: ``(m,)`` rows, at least two.
+
+    Returns:
+        ``(z, y, x)``, normalised.
+    """
     halves = [
         sum_particles(
             particles.volumes[part],

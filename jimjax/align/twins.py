@@ -92,7 +92,7 @@ def _pick_apart(similarity: np.ndarray, rotations: np.ndarray, num: int) -> list
 
 @functools.partial(jax.jit, static_argnames="band")
 def _make_precise(grids: jax.Array, poses: Pose, band: Band) -> tuple[Pose, jax.Array]:
-    """Lets each density look for itself around the poses, and says how similar it is: ``(c, m)``."""
+    """Lets each density look for itself around poses ``(c, m)``; also how similar it is there."""
     spectra = slices.cut(grids, jnp.eye(3)[None], band)[:, 0]
     num_classes, num_twins = poses.shift.shape[:2]
     power = slices.per_shell(jnp.mean(jnp.abs(spectra) ** 2, axis=0), band)

@@ -26,8 +26,10 @@ class Align:
     Methods: "em" estimates classes, poses and averages together, from nothing but the particles;
     with --reference it begins from poses against those. "search" finds poses against the
     references and leaves them as they are; so do "ht" (fast rotational matching of every particle
-    by itself) and "fa" (the same in a band that is raised, and refined). "jimnet" asks a trained
-    network (--run); "jimnet+em" begins the em from its answers.
+    by itself), "fa" (the same in a band that is raised, and refined) and "gumnet" (a Gum-Net, of a
+    --run or --weights). "jimnet" asks a network: that of a --run, which knows its classes, or one
+    that was trained on other particles (--weights), which finds them; "jimnet+em" begins the em
+    from its answers.
 
     Writes OUT/classes.star (a copy of the particle STAR file with class, angles and origins, and
     columns jimAngleDeviation in degrees, jimShiftDeviation in angstrom, jimClassProbability and
@@ -42,6 +44,9 @@ class Align:
         num_classes: how many classes; as many as references, if any are given.
         reference: maps of the particles' box, voxel size and contrast, one for each class.
         run_folder: folder that jimjax train made.
+        weights: file of jimjax export, or "small": the weights that come with jimjax, which are
+            used where there is no --run.
+        contrast: of the protein, for --weights, "dark" if not given; nothing else depends on it.
         particle_diameter: angstrom; two thirds of the box if not given.
         max_shift: largest displacement along each axis, voxels.
         symmetry: point group of all classes, in RELION's setting: C1, C2, D4, T, O, I and so on.
@@ -58,10 +63,12 @@ class Align:
 
     data: tyro.conf.Positional[Path]
     out: Path
-    method: Literal["em", "search", "ht", "fa", "jimnet", "jimnet+em"] = "em"
+    method: Literal["em", "search", "ht", "fa", "jimnet", "jimnet+em", "gumnet"] = "em"
     num_classes: int | None = None
     reference: tuple[Path, ...] = ()
     run_folder: Annotated[Path | None, tyro.conf.arg(name="run")] = None
+    weights: str | None = None
+    contrast: Literal["dark", "light"] | None = None
     particle_diameter: float | None = None
     max_shift: float = 6.0
     symmetry: str = "C1"
@@ -94,20 +101,18 @@ class Align:
         )  # fmt: skip
 
     def _check(self) -> None:
+        from jimjax.commands import align_network
         from jimjax.io.errors import InputError
 
         check_door(self.data, self.out, self.seed)
-        if self.method in ("search", "ht", "fa") and not self.reference:
+        if self.method in ("search", "ht", "fa", "gumnet") and not self.reference:
             raise InputError(
                 f"--method {self.method} needs --reference MAP.mrc, one map for each class"
             )
-        if "jimnet" in self.method and self.run_folder is None:
-            raise InputError(f"--method {self.method} needs --run, a folder of jimjax train")
-        if "jimnet" not in self.method and self.run_folder is not None:
-            raise InputError(f"--run is of no use to --method {self.method}; try jimnet+em")
+        align_network.check_options(self.method, self.run_folder, self.weights, self.contrast)
         if "jimnet" in self.method and self.reference:
             raise InputError(f"--reference is of no use to --method {self.method}; try em")
-        if self.resume and self.method in ("ht", "fa", "jimnet"):
+        if self.resume and self.method in ("ht", "fa", "jimnet", "gumnet"):
             raise InputError(f"--method {self.method} has nothing to resume; leave out --resume")
         if self.reference and self.num_classes not in (None, len(self.reference)):
             raise InputError(
@@ -131,11 +136,16 @@ class Align:
         self, particles: "Subtomograms", references: "np.ndarray | None", options: "Options"
     ) -> "Found":
         from jimjax.align.fit_steps import FINISH_PLAN, REFINE_PLAN, Start
+        from jimjax.commands.align_network import ask_gumnet, ask_jimnet, found_by
 
         if references is not None and self.method in ("ht", "fa"):
             from jimjax.commands.align_pairwise import match_references
 
             return match_references(particles, references, self.method, options)
+        network = {"run_folder": self.run_folder, "weights": self.weights}
+        network["contrast"] = self.contrast or "dark"
+        if self.method == "gumnet":
+            return found_by(ask_gumnet(particles, references, **network), references)
         if references is not None:
             is_search = self.method == "search"
             # Each of two fits has its own state to resume.
@@ -148,38 +158,18 @@ class Align:
             return run_fit(
                 particles, options, self.out, start=start, plan=REFINE_PLAN, resume=self.resume
             )
-        if self.run_folder is None:
+        if "jimnet" not in self.method:
             return run_fit(particles, options, self.out, resume=self.resume)
 
-        from jimjax.align.fit import Found
-        from jimjax.io.errors import InputError
-        from jimjax.train.run import load_run, predict
+        from jimjax.train.pretrained import FINISH
 
-        run = load_run(self.run_folder)
-        if self.num_classes not in (None, len(run.references)):
-            raise InputError(
-                f"--num-classes {self.num_classes} does not fit {self.run_folder}, a run of "
-                f"{len(run.references)} classes; leave it out"
-            )
-        guess = predict(run, particles)
+        run, guess = ask_jimnet(particles, num_classes=self.num_classes, seed=self.seed, **network)
         if self.method == "jimnet":
-            unknown = guess.correlations * float("nan")
-            return Found(
-                guess.labels,
-                guess.probabilities,
-                guess.rotations,
-                guess.shifts,
-                unknown,
-                unknown,
-                guess.correlations,
-                run.references,
-                unknown[:0],
-            )
+            return found_by(guess, run.references)
+        plan = FINISH if self.run_folder is None else FINISH_PLAN
         start = Start(guess.labels, guess.rotations, guess.shifts)
         options = dataclasses.replace(options, num_classes=len(run.references))
-        return run_fit(
-            particles, options, self.out, start=start, plan=FINISH_PLAN, resume=self.resume
-        )
+        return run_fit(particles, options, self.out, start=start, plan=plan, resume=self.resume)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ class Evaluate:
         truth: STAR file with the true ones.
         json: print one JSON object on stdout and nothing else.
         per_class: add the scores of each true class, as "per_class" by its number in TRUTH.
+        rounded_shifts: round relative shifts to voxels before they are compared, as Gum-Net's
+            published evaluation does.
         out: also write the JSON object to this file.
         seed: of the pairs drawn when there are more than 200,000.
         voxel_size: angstrom, for both; from the STAR files or the headers if not given.
@@ -37,6 +39,7 @@ class Evaluate:
     truth: Path
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     per_class: tyro.conf.FlagCreatePairsOff[bool] = False
+    rounded_shifts: tyro.conf.FlagCreatePairsOff[bool] = False
     out: Path | None = None
     seed: int = 0
     voxel_size: float | None = None
@@ -48,9 +51,13 @@ class Evaluate:
         if self.out is not None:
             files.check_output_file(self.out, [self.classes, self.truth])
         predicted, true = read_matched(self.classes, self.truth, voxel_size=self.voxel_size)
-        scores: dict[str, Any] = score(predicted, true, seed=self.seed)
+        scores: dict[str, Any] = score(
+            predicted, true, seed=self.seed, is_shift_rounded=self.rounded_shifts
+        )
         if self.per_class:
-            scores["per_class"] = score_per_class(predicted, true, seed=self.seed)
+            scores["per_class"] = score_per_class(
+                predicted, true, seed=self.seed, is_shift_rounded=self.rounded_shifts
+            )
         if self.out is not None:
             files.write_json(self.out, scores)
         if self.json:
@@ -88,7 +95,13 @@ def score_files(
     return score(*read_matched(classes, truth, voxel_size=voxel_size), seed=seed)
 
 
-def score(predicted: "Annotations", true: "Annotations", *, seed: int = 0) -> dict[str, float]:
+def score(
+    predicted: "Annotations",
+    true: "Annotations",
+    *,
+    seed: int = 0,
+    is_shift_rounded: bool = False,
+) -> dict[str, float]:
     """Scores predictions against the truth in the same order."""
     from jimjax.evaluate import evaluate
 
@@ -100,11 +113,16 @@ def score(predicted: "Annotations", true: "Annotations", *, seed: int = 0) -> di
         true.rotations,
         true.shifts,
         seed=seed,
+        is_shift_rounded=is_shift_rounded,
     )
 
 
 def score_per_class(
-    predicted: "Annotations", true: "Annotations", *, seed: int = 0
+    predicted: "Annotations",
+    true: "Annotations",
+    *,
+    seed: int = 0,
+    is_shift_rounded: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Scores poses within each true class.
 
@@ -112,6 +130,7 @@ def score_per_class(
         predicted: with poses.
         true: in the same order.
         seed: of the pairs, if they are too many.
+        is_shift_rounded: as of ``jimjax.evaluate.evaluate``.
 
     Returns:
         By class number, from 1: pose scores, and the share of its particles that lie in its most
@@ -127,7 +146,9 @@ def score_per_class(
         if rows.size > 1:
             poses = predicted.rotations[rows], predicted.shifts[rows]
             truth = true.labels[rows], true.rotations[rows], true.shifts[rows]
-            errors = relative_pose_errors(*poses, *truth, seed=seed)
+            errors = relative_pose_errors(
+                *poses, *truth, seed=seed, is_shift_rounded=is_shift_rounded
+            )
             together = np.bincount(predicted.labels[rows]).max() / rows.size
             scores[str(label + 1)] = {"share_together": float(together), **score_poses(errors)}
     return scores

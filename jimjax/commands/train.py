@@ -18,16 +18,21 @@ EXIT_FAILED, EXIT_INTERRUPTED = 1, 75  # 75: EX_TEMPFAIL of sysexits.h, "try aga
 
 @dataclass(frozen=True)
 class Train:
-    """Train Jim-Net on particles, without labels or poses.
+    """Train a network on particles, without labels or poses, or with those that align found.
 
     Writes OUT/config.toml, provenance.json, metrics.jsonl, checkpoints/ and references.mrcs.
-    Poses and classes that the STAR file may hold are not read. SIGTERM or Ctrl-C saves the state
-    and ends with exit code 75; go on with --resume.
+    Without --teacher, poses and classes that the STAR file may hold are not read. SIGTERM or
+    Ctrl-C saves the state and ends with exit code 75; go on with --resume.
 
     Attributes:
         config: TOML file; what it leaves out keeps its default.
         data: particle STAR file.
         out: run folder to make.
+        weights: file of jimjax export, or "small" for the weights that come with jimjax, to begin
+            with; pre-training is left out.
+        teacher: take classes and poses of the STAR file, such as jimjax align writes, as labels,
+            weighted by jimClassProbability and jimAngleDeviation; nothing is clustered, and the
+            references of the run are the averages in those poses.
         resume: go on with the run in OUT where it was interrupted.
         seed: overrides the configuration's seed.
         num_classes: overrides network.num_classes of the configuration.
@@ -39,6 +44,8 @@ class Train:
     config: tyro.conf.Positional[Path]
     data: Path
     out: Path
+    weights: str | None = None
+    teacher: bool = False
     resume: bool = False
     seed: int | None = None
     num_classes: int | None = None
@@ -51,24 +58,54 @@ class Train:
         from jimjax.commands import files
         from jimjax.commands.progress import open_progress
         from jimjax.data.subtomograms import load
+        from jimjax.io.errors import InputError
 
         config = self._config()
         files.check_output_folder(self.out)
         tilt_range = files.tilt_range(self.tilt_min, self.tilt_max)
-        particles = load(self.data, tilt_range=tilt_range, voxel_size=self.voxel_size)
+        particles = load(
+            self.data,
+            tilt_range=tilt_range,
+            voxel_size=self.voxel_size,
+            with_poses=self.teacher,
+        )
 
+        from jimjax.commands.align_network import open_weights
         from jimjax.train.run import train_run
+        from jimjax.train.teacher import read_teacher
 
+        teacher = None
+        if self.teacher:
+            if config.network.kind == "gumnet":
+                raise InputError("--teacher is of no use to a Gum-Net, which has no classes")
+            teacher = read_teacher(self.data, particles)
+            self._check_classes(teacher.num_classes)
+            network = replace(config.network, num_classes=teacher.num_classes)
+            config = replace(config, network=network)
+        weights = None
+        if self.weights is not None:
+            weights = open_weights(self.weights, config.network.kind, particles.volumes.shape[-1])
         with training_exits(self.out), open_progress() as progress:
             train_run(
                 config,
                 particles,
                 self.out,
+                weights=weights,
+                teacher=teacher,
                 resume=self.resume,
                 progress=progress,
                 command=files.command_line(),
             )
         print(f"trained on {len(particles)} particles: {self.out}")
+
+    def _check_classes(self, num_taught: int) -> None:
+        from jimjax.io.errors import InputError
+
+        if self.num_classes not in (None, num_taught):
+            raise InputError(
+                f"--num-classes {self.num_classes} does not fit {self.data}, whose teacher knows "
+                f"{num_taught}; leave it out"
+            )
 
     def _config(self) -> "RunConfig":
         from jimjax.config import read_config
@@ -84,6 +121,8 @@ class Train:
                 raise InputError(f"--num-classes must be 1 or more, got {self.num_classes}")
             network = replace(config.network, num_classes=self.num_classes)
             config = replace(config, network=network)
+        if self.weights is not None:
+            config = replace(config, pretrain=replace(config.pretrain, steps=0))
         return config
 
 

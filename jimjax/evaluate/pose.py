@@ -100,6 +100,7 @@ def relative_pose_errors(
     *,
     max_pairs: int = MAX_PAIRS,
     seed: int = 0,
+    is_shift_rounded: bool = False,
 ) -> PoseErrors:
     """Compares the relative poses of pairs of one true class with the true ones.
 
@@ -116,6 +117,8 @@ def relative_pose_errors(
         true_shifts: ``(n, 3)``, voxels.
         max_pairs: see :func:`sample_pairs`.
         seed: see :func:`sample_pairs`.
+        is_shift_rounded: whether both relative shifts are rounded to voxels before they are
+            compared, as Gum-Net's published evaluation does; to compare with its tables.
 
     Returns:
         The errors of each pair, float64.
@@ -135,6 +138,8 @@ def relative_pose_errors(
     first, second = sample_pairs(true_labels, max_pairs=max_pairs, seed=seed)
     rotation, shift = relative_poses(rotations, shifts, first, second)
     true_rotation, true_shift = relative_poses(true_rotations, true_shifts, first, second)
+    if is_shift_rounded:
+        shift, true_shift = np.round(shift), np.round(true_shift)
     return PoseErrors(
         rotation=np.linalg.norm(rotation - true_rotation, axis=(1, 2)),
         translation=np.linalg.norm(shift - true_shift, axis=1),

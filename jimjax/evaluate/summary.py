@@ -20,6 +20,7 @@ def evaluate(
     *,
     max_pairs: int = MAX_PAIRS,
     seed: int = 0,
+    is_shift_rounded: bool = False,
 ) -> dict[str, float]:
     """Scores predicted classes and poses against the truth, ready for a JSON file.
 
@@ -37,6 +38,7 @@ def evaluate(
         true_shifts: ``(n, 3)``, voxels.
         max_pairs: if there are more pairs, a random subset of this size is used.
         seed: of that subset.
+        is_shift_rounded: see :func:`relative_pose_errors`.
 
     Returns:
         ``clustering_accuracy``, ``ari``, ``v_measure``; ``rotation_error_mean``, ``_std``,
@@ -50,7 +52,8 @@ def evaluate(
     """
     scores = score_clustering(labels, true_labels)
     truth = (true_labels, true_rotations, true_shifts)
-    errors = relative_pose_errors(rotations, shifts, *truth, max_pairs=max_pairs, seed=seed)
+    how = {"max_pairs": max_pairs, "seed": seed, "is_shift_rounded": is_shift_rounded}
+    errors = relative_pose_errors(rotations, shifts, *truth, **how)
     scores |= score_poses(errors)
     scores["num_particles"] = float(np.asarray(true_labels).size)
     return scores

@@ -41,6 +41,20 @@ def create(build: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> Network:
     return Network(graphdef, params, stats)
 
 
+def outline(build: Callable[[nnx.Rngs], nnx.Module]) -> Network:
+    """The shapes and types of a network's arrays; none is made.
+
+    Args:
+        build: as of ``create``.
+
+    Returns:
+        A network with ``jax.ShapeDtypeStruct`` in place of arrays.
+    """
+    module = nnx.eval_shape(lambda: build(nnx.Rngs(jax.random.key(0))))
+    graphdef, params, stats = nnx.split(module, nnx.Param, ...)
+    return Network(graphdef, params, stats)
+
+
 def apply(
     network: Network, *inputs: Any, train: bool, method: str = "__call__"
 ) -> tuple[Any, nnx.State]:

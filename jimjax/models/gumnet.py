@@ -134,6 +134,25 @@ class GumNet(nnx.Module):
             )
         features = self.extractor(jnp.concatenate([source, target]), train=train)
         source_map, target_map = jnp.split(matching.l2_normalize(features), 2)
+        return self._compare(source_map, target_map, train=train)
+
+    def encode(self, volumes: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Features of volumes ``(batch, z, y, x)`` as sources and as targets; batch first."""
+        features = self.extractor(jnp.concatenate([volumes, volumes]), train=train)
+        as_source, as_target = jnp.split(matching.l2_normalize(features), 2)
+        return as_source, as_target
+
+    def match(
+        self,
+        source_codes: tuple[jax.Array, jax.Array],
+        target_codes: tuple[jax.Array, jax.Array],
+        *,
+        train: bool,
+    ) -> Pose:
+        """Poses, source onto target, of what ``encode`` gave."""
+        return self._compare(source_codes[0], target_codes[1], train=train)
+
+    def _compare(self, source_map: jax.Array, target_map: jax.Array, *, train: bool) -> Pose:
         correlate = jax.vmap(matching.global_correlation)
         pairs = (correlate(source_map, target_map), correlate(target_map, source_map))
         flat = [tower(pair, train=train) for tower, pair in zip(self.towers, pairs, strict=True)]

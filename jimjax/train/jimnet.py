@@ -14,7 +14,7 @@ from jimjax.config import RunConfig
 from jimjax.data import batches
 from jimjax.data.subtomograms import Subtomograms, normalize
 from jimjax.mesh import constrain_batch, map_batch
-from jimjax.models import functional, jimnet
+from jimjax.models import functional, jimnet, weights
 from jimjax.models.functional import Network
 from jimjax.ops import matching
 from jimjax.ops.correlation import aligned_correlation
@@ -52,11 +52,14 @@ class PairBatch(NamedTuple):
     molecule_tilt_range: np.ndarray
 
 
+def network_config(config: RunConfig, box: int) -> jimnet.JimNetConfig:
+    """Sizes of the network of a configuration for particles of a box size."""
+    return PRESETS[config.network.preset](box, config.network.num_classes)
+
+
 def build_network(config: RunConfig, box: int) -> Network:
     """Builds the network of a configuration for particles of a box size."""
-    network_config = PRESETS[config.network.preset](box, config.network.num_classes)
-    build = functools.partial(jimnet.JimNet, network_config)
-    return functional.create(build, jax.random.key(config.seed))
+    return weights.build(network_config(config, box), jax.random.key(config.seed))
 
 
 def build_optimizer(config: RunConfig, num_particles: int) -> Optimizer:
@@ -90,23 +93,12 @@ def build_stages(
     volumes = normalize(particles.volumes)
     tilt_ranges = np.asarray(particles.tilt_ranges, np.float32)
     box = volumes.shape[-1]
-    pretrain_steps, _ = _stage_lengths(config, len(particles))
-    num_rounds = _num_rounds(config)
-
-    def molecule_batches(epoch: int, memory: Any) -> Iterator[np.ndarray]:
-        yield from _tilt_batches(
-            tilt_ranges,
-            config.pretrain.batch_size,
-            pretrain_steps // num_rounds,
-            config.seed,
-            epoch,
-        )
 
     def pair_batches(epoch: int, memory: em.Memory) -> Iterator[PairBatch]:
         labels = memory.labels
         size, seed = config.joint.batch_size, config.seed
         partners = batches.draw_partners(labels, seed=seed, epoch=epoch)
-        num_molecules = _num_molecules(config, mesh.size)
+        count = num_molecules(config, mesh.size)
         for sources in batches.index_batches(len(volumes), size, seed=seed, epoch=epoch):
             targets = partners[sources]
             yield PairBatch(
@@ -115,7 +107,7 @@ def build_stages(
                 tilt_ranges[sources],
                 tilt_ranges[targets],
                 labels[sources],
-                np.resize(tilt_ranges[targets], (num_molecules, 2)),
+                np.resize(tilt_ranges[targets], (count, 2)),
             )
 
     def cluster(
@@ -126,13 +118,7 @@ def build_stages(
         return em.recluster(epoch_key, current, volumes, tilt_ranges, memory, config)
 
     return [
-        Stage(
-            "molecules",
-            num_rounds,
-            _molecule_loss(config, box, mesh),
-            molecule_batches,
-            pretrain_steps // max(1, num_rounds),
-        ),
+        molecule_stage(config, tilt_ranges, box, mesh),
         Stage(
             "pairs",
             config.joint.epochs,
@@ -144,35 +130,47 @@ def build_stages(
     ]
 
 
+def molecule_stage(config: RunConfig, tilt_ranges: np.ndarray, box: int, mesh: Mesh) -> Stage:
+    """Pre-training on random molecules, observed with tilt ranges ``(n, 2)`` of particles."""
+    num_rounds, num_steps = num_pretrain(config)
+
+    def made(epoch: int, memory: Any) -> Iterator[np.ndarray]:
+        yield from molecule_batches(config, tilt_ranges, num_steps, epoch)
+
+    loss = _molecule_loss(config, box, mesh)
+    return Stage("molecules", num_rounds, loss, made, num_steps)
+
+
 def _stage_lengths(config: RunConfig, num_particles: int) -> tuple[int, int]:
     per_epoch = batches.num_batches(num_particles, config.joint.batch_size)
-    num_rounds = _num_rounds(config)
-    pretrain = num_rounds * (config.pretrain.steps // max(1, num_rounds))
-    return pretrain, config.joint.epochs * per_epoch
+    num_rounds, num_steps = num_pretrain(config)
+    return num_rounds * num_steps, config.joint.epochs * per_epoch
 
 
-def _num_rounds(config: RunConfig) -> int:
-    """Parts of the pre-training, each logged and saved; none if there are no steps."""
+def num_pretrain(config: RunConfig) -> tuple[int, int]:
+    """Rounds of the pre-training, each logged and saved, and steps in each; 0 if there are none."""
     steps = config.pretrain.steps
-    return min(steps, max(1, steps // ROUND_STEPS))
+    num_rounds = min(steps, max(1, steps // ROUND_STEPS))
+    return num_rounds, steps // max(1, num_rounds)
 
 
-def _num_molecules(config: RunConfig, num_devices: int) -> int:
+def num_molecules(config: RunConfig, num_devices: int) -> int:
     """Molecules beside a batch of pairs, a multiple of the devices."""
     wanted = config.joint.molecule_share * config.joint.batch_size
     return int(np.ceil(wanted / num_devices)) * num_devices
 
 
-def _tilt_batches(
-    tilt_ranges: np.ndarray, batch_size: int, num_steps: int, seed: int, epoch: int
+def molecule_batches(
+    config: RunConfig, tilt_ranges: np.ndarray, num_steps: int, epoch: int
 ) -> Iterator[np.ndarray]:
     """Tilt ranges as they occur among the particles, for molecules to be observed with."""
-    generator = np.random.default_rng([seed, epoch, *b"tilt ranges"])
+    generator = np.random.default_rng([config.seed, epoch, *b"tilt ranges"])
     for _ in range(num_steps):
-        yield tilt_ranges[generator.integers(len(tilt_ranges), size=batch_size)]
+        yield tilt_ranges[generator.integers(len(tilt_ranges), size=config.pretrain.batch_size)]
 
 
-def _molecules(config: RunConfig) -> MoleculeConfig:
+def molecules_of(config: RunConfig) -> MoleculeConfig:
+    """The family of molecules of a configuration."""
     section = config.pretrain
     return MoleculeConfig(
         snr_min=section.snr_min, snr_max=section.snr_max, max_shift=section.max_shift
@@ -180,7 +178,7 @@ def _molecules(config: RunConfig) -> MoleculeConfig:
 
 
 def _molecule_loss(config: RunConfig, box: int, mesh: Mesh) -> Any:
-    molecules, sign = _molecules(config), SIGNS[config.data.contrast]
+    molecules, sign = molecules_of(config), SIGNS[config.data.contrast]
 
     def loss(
         network: Network, tilt_ranges: jax.Array, key: jax.Array
@@ -192,7 +190,7 @@ def _molecule_loss(config: RunConfig, box: int, mesh: Mesh) -> Any:
         metrics = {
             "alignment": alignment,
             "contrast": contrast,
-            **_pose_errors(aligned, pairs.pose),
+            **pose_errors(aligned, pairs.pose),
         }
         return alignment + contrast, LossResult(stats, metrics)
 
@@ -200,7 +198,7 @@ def _molecule_loss(config: RunConfig, box: int, mesh: Mesh) -> Any:
 
 
 def _pair_loss(config: RunConfig, box: int, mesh: Mesh) -> Any:
-    section, molecules = config.joint, _molecules(config)
+    section, molecules = config.joint, molecules_of(config)
     sign = SIGNS[config.data.contrast]
 
     def loss(network: Network, batch: PairBatch, key: jax.Array) -> tuple[jax.Array, LossResult]:
@@ -237,7 +235,7 @@ def _pair_loss(config: RunConfig, box: int, mesh: Mesh) -> Any:
             contrast = losses.contrastive_loss(shown.features, shown.target_features)
             total += alignment + contrast
             metrics |= {"alignment": alignment, "contrast": contrast}
-            metrics |= _pose_errors(shown, made.pose)
+            metrics |= pose_errors(shown, made.pose)
         return total, LossResult(stats, metrics)
 
     return loss
@@ -262,7 +260,9 @@ def _correlation(batch: PairBatch, poses: Pose, cutoff: float, mesh: Mesh) -> ja
     return jnp.mean(each)
 
 
-def _pose_errors(aligned: jimnet.Alignment, true: Pose) -> dict[str, jax.Array]:
+def pose_errors(aligned: jimnet.Alignment, true: Pose) -> dict[str, jax.Array]:
+    """Median rotation errors of both stages, to log."""
+
     def median(found: Pose) -> jax.Array:
         distance = jnp.sum((found.rotation - true.rotation) ** 2, axis=(1, 2))
         return jnp.median(jnp.sqrt(distance))

@@ -21,7 +21,9 @@ def pose_loss(found: Pose, true: Pose, *, box: int) -> jax.Array:
     return jnp.sum((found.rotation - true.rotation) ** 2) + jnp.sum(shift**2)
 
 
-def supervised_alignment_loss(aligned: Alignment, true: Pose, *, box: int) -> jax.Array:
+def supervised_alignment_loss(
+    aligned: Alignment, true: Pose, *, box: int, weights: jax.Array | None = None
+) -> jax.Array:
     """Error of both stages against known poses, averaged over a batch.
 
     The coarse stage of a steerable network is a distribution over rotations, and pays the cross
@@ -32,9 +34,10 @@ def supervised_alignment_loss(aligned: Alignment, true: Pose, *, box: int) -> ja
         aligned: what the network said about ``batch`` pairs.
         true: ``(batch,)`` poses.
         box: side of the particles in voxels.
+        weights: ``(batch,)`` of the pairs; all 1 if None.
 
     Returns:
-        Scalar.
+        Scalar: the sum of weighted errors over the number of pairs.
     """
     each = jax.vmap(lambda found, known: pose_loss(found, known, box=box))
     if aligned.rotation_logits is None:
@@ -50,7 +53,8 @@ def supervised_alignment_loss(aligned: Alignment, true: Pose, *, box: int) -> ja
     fine = each(jax.vmap(compose)(aligned.residual, lax.stop_gradient(aligned.coarse)), true)
     error = jnp.sum((aligned.coarse.rotation - true.rotation) ** 2, axis=(1, 2))
     is_near = lax.stop_gradient(error < BASIN**2)
-    return jnp.mean(coarse) + jnp.mean(jnp.where(is_near, fine, 0.0))
+    weights = jnp.ones(len(error)) if weights is None else weights
+    return jnp.mean(weights * coarse) + jnp.mean(jnp.where(is_near, weights * fine, 0.0))
 
 
 def contrastive_loss(first: jax.Array, second: jax.Array) -> jax.Array:

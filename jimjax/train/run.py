@@ -1,38 +1,35 @@
-"""A Jim-Net run: a folder with all that prediction needs and all that repeats it."""
+"""A run: a folder with all that prediction needs and all that repeats it."""
 
-import hashlib
 import json
-import platform
-import time
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-import jimjax
 from jimjax.align import inference
-from jimjax.config import RunConfig, read_config, write_config
+from jimjax.config import RunConfig, read_config
 from jimjax.data.columns import VOXEL_SIZE_TOLERANCE
-from jimjax.data.subtomograms import Subtomograms, hash_arrays, normalize
+from jimjax.data.subtomograms import Subtomograms, normalize
 from jimjax.io import mrc
 from jimjax.io.errors import InputError
-from jimjax.io.files import replace_file
 from jimjax.mesh import data_mesh, replicate
 from jimjax.models.functional import Network
+from jimjax.models.weights import Description, Weights, load_weights, save_weights, transplant
 from jimjax.progress import Progress
-from jimjax.train import em, jimnet, loop
+from jimjax.train import em, gumnet, jimnet, loop
+from jimjax.train import teacher as teaching
 from jimjax.train.checkpoint import open_checkpoints
+from jimjax.train.records import CONFIG, PROVENANCE, begin_folder, check_folder, forget_after
 from jimjax.train.state import TrainState, initial_state, network_of
+from jimjax.train.teacher import Teacher
 
-CONFIG, PROVENANCE, METRICS = "config.toml", "provenance.json", "metrics.jsonl"
-CHECKPOINTS, REFERENCES = "checkpoints", "references.mrcs"
-VERSIONED = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+REFERENCES, WEIGHTS = "references.mrcs", "weights.safetensors"
 
 
 class Run(NamedTuple):
-    """A trained Jim-Net.
+    """A trained Jim-Net, or a Gum-Net, which has no references.
 
     Attributes:
         folder: where it is kept; None for one that was never saved.
@@ -74,16 +71,21 @@ def train_run(
     particles: Subtomograms,
     folder: str | Path,
     *,
+    weights: Weights | None = None,
+    teacher: Teacher | None = None,
     resume: bool = False,
     progress: Progress | None = None,
     command: str = "",
 ) -> Run:
-    """Trains a Jim-Net and keeps it in a folder.
+    """Trains a network and keeps it in a folder.
 
     Args:
         config: the run.
         particles: without truth.
         folder: new, or with ``resume`` that of a run that was interrupted.
+        weights: to begin with instead of random ones; all but the cluster head.
+        teacher: classes and poses to learn, of as many classes as the configuration's; without
+            one they are found while training.
         resume: go on where the folder's newest checkpoint is; the outcome is that of an
             uninterrupted run.
         progress: told of every step.
@@ -94,33 +96,36 @@ def train_run(
 
     Raises:
         InputError: if the folder holds a run and ``resume`` is off; if it holds none, or one of
-            another configuration or of other particles, and ``resume`` is on; or if there are
-            too few particles.
+            another configuration or of other particles, and ``resume`` is on; if there are too
+            few particles; or if the weights do not fit the configuration.
         Interrupted: after SIGTERM or SIGINT, with everything saved.
         loop.TrainingError: if the loss stays non-finite.
     """
     folder = Path(folder)
     _check_particles(config, particles)
-    _check_folder(config, particles, folder, resume)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_folder(config, particles, teacher, folder, resume)
+    network = _initial_network(config, particles.volumes.shape[-1], weights)
     if not resume:
-        _write_text(folder / PROVENANCE, _provenance(config, particles, command))
-        _write_text(folder / CONFIG, write_config(config))  # last: it makes the folder a run
-
+        begin_folder(config, particles, teacher, folder, command)
     mesh, key = data_mesh(), jax.random.key(config.seed)
     step_key, cluster_key = jax.random.split(key)
     box = particles.volumes.shape[-1]
-    network = jimnet.build_network(config, box)
     optimizer = jimnet.build_optimizer(config, len(particles))
     state = replicate(initial_state(network, optimizer), mesh)
     memory = em.initial_memory(len(particles), config.network.num_classes, box)
-    stages = jimnet.build_stages(config, network, particles, mesh, cluster_key)
+    if config.network.kind == "gumnet":
+        stages = gumnet.build_stages(config, particles, mesh)
+    elif teacher is None:
+        stages = jimnet.build_stages(config, network, particles, mesh, cluster_key)
+    else:
+        memory = teaching.initial_memory(particles, teacher)
+        stages = teaching.build_stages(config, particles, teacher, mesh)
     with open_checkpoints(folder / CHECKPOINTS) as checkpoints:
         if resume and checkpoints.latest_step is not None:
             saved = checkpoints.restore({"state": state, "memory": memory})
             state = TrainState(*saved["state"])
             memory = em.Memory(*(np.asarray(field) for field in saved["memory"]))
-            _forget_after(folder / METRICS, int(state.step))
+            forget_after(folder / METRICS, int(state.step))
         state, memory = loop.train(
             network,
             state,
@@ -134,7 +139,10 @@ def train_run(
             progress=progress,
         )
     trained = network_of(network, state)
-    return _finish(config, trained, particles, memory, folder)
+    if config.network.kind == "gumnet":
+        return _finish_gumnet(config, trained, particles, folder)
+    references = None if teacher is None else memory.references
+    return _finish(config, trained, particles, memory, folder, references)
 
 
 def untrained_run(config: RunConfig, particles: Subtomograms) -> Run:
@@ -172,9 +180,12 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: not a run (it has no {CONFIG}); make one with jimjax train")
-    if not (folder / REFERENCES).is_file():
-        raise InputError(f"{folder}: training has not finished; go on with jimjax train --resume")
     config = read_config(folder / CONFIG)
+    is_gumnet = config.network.kind == "gumnet"
+    if not (folder / (WEIGHTS if is_gumnet else REFERENCES)).is_file():
+        raise InputError(f"{folder}: training has not finished; go on with jimjax train --resume")
+    if is_gumnet:
+        return _load_gumnet(config, folder)
     stack = mrc.read_images(folder / REFERENCES)
     provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
     num_particles, box = provenance["num_particles"], provenance["box"]
@@ -188,6 +199,14 @@ def load_run(folder: str | Path) -> Run:
     return Run(folder, config, trained, np.asarray(stack.data), provenance["voxel_size"])
 
 
+def weights_of(run: Run) -> Weights:
+    """The network of a run, to be saved or applied to other particles."""
+    recipe = gumnet if run.config.network.kind == "gumnet" else jimnet
+    network_config = recipe.network_config(run.config, run.references.shape[-1])
+    contrast = run.config.data.contrast
+    return Weights(Description(network_config, contrast, run.voxel_size), run.network)
+
+
 def predict(run: Run, particles: Subtomograms) -> Prediction:
     """Classifies particles and finds their poses.
 
@@ -199,8 +218,13 @@ def predict(run: Run, particles: Subtomograms) -> Prediction:
         One row per particle.
 
     Raises:
-        InputError: if box or voxel size differ.
+        InputError: if box or voxel size differ, or the run is that of a Gum-Net.
     """
+    if not len(run.references):
+        raise InputError(
+            f"{run.folder}: a Gum-Net has no classes of its own; give it references with "
+            "jimjax align --method gumnet"
+        )
     _check_match(run, particles)
     volumes, tilt_ranges = _inputs(particles)
     section = run.config.predict
@@ -240,15 +264,50 @@ def predict(run: Run, particles: Subtomograms) -> Prediction:
     )
 
 
+def _finish_gumnet(
+    config: RunConfig, network: Network, particles: Subtomograms, folder: Path
+) -> Run:
+    box = particles.volumes.shape[-1]
+    nothing = np.zeros((0, box, box, box), np.float32)
+    run = Run(folder, config, network, nothing, particles.voxel_size)
+    save_weights(folder / WEIGHTS, weights_of(run))
+    return run
+
+
+def _load_gumnet(config: RunConfig, folder: Path) -> Run:
+    loaded = load_weights(folder / WEIGHTS)
+    box = loaded.description.config.box
+    nothing = np.zeros((0, box, box, box), np.float32)
+    return Run(folder, config, loaded.network, nothing, loaded.description.voxel_size)
+
+
+def _initial_network(config: RunConfig, box: int, weights: Weights | None) -> Network:
+    recipe = gumnet if config.network.kind == "gumnet" else jimnet
+    try:
+        network = recipe.build_network(config, box)
+    except ValueError as problem:
+        raise InputError(f"particles of {box} voxels: {problem}") from problem
+    if weights is None:
+        return network
+    if weights.description.contrast != config.data.contrast:
+        raise InputError(
+            f"the weights are for {weights.description.contrast} protein, data.contrast is "
+            f"{config.data.contrast}"
+        )
+    return transplant(weights, network)
+
+
 def _finish(
     config: RunConfig,
     network: Network,
     particles: Subtomograms,
     memory: em.Memory,
     folder: Path | None,
+    references: np.ndarray | None = None,
 ) -> Run:
-    volumes, tilt_ranges = _inputs(particles)
-    references = em.final_references(network, volumes, tilt_ranges, memory, config)
+    if references is None:
+        volumes, tilt_ranges = _inputs(particles)
+        references = em.final_references(network, volumes, tilt_ranges, memory, config)
     if folder is not None:
         mrc.write_stack(folder / REFERENCES, references, voxel_size=particles.voxel_size)
     return Run(folder, config, network, references, particles.voxel_size)
@@ -259,7 +318,8 @@ def _inputs(particles: Subtomograms) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_particles(config: RunConfig, particles: Subtomograms) -> None:
-    needed = 2 * config.network.num_classes
+    is_gumnet = config.network.kind == "gumnet"
+    needed = 2 if is_gumnet else 2 * config.network.num_classes
     if len(particles) < needed:
         raise InputError(
             f"{len(particles)} particles are too few for {config.network.num_classes} classes; "
@@ -268,26 +328,6 @@ def _check_particles(config: RunConfig, particles: Subtomograms) -> None:
     box = particles.volumes.shape[-1]
     if config.network.preset == "paper" and box != 32:
         raise InputError(f"the paper preset needs a box of 32 voxels, the particles have {box}")
-
-
-def _check_folder(config: RunConfig, particles: Subtomograms, folder: Path, resume: bool) -> None:
-    has_run = (folder / CONFIG).exists()
-    if has_run and not resume:
-        raise InputError(f"{folder}: already holds a run; choose another --out, or --resume it")
-    if resume and not has_run:
-        raise InputError(f"{folder}: no run to resume")
-    if resume and read_config(folder / CONFIG) != config:
-        raise InputError(
-            f"{folder}: its configuration differs from the one given; resume with "
-            f"{folder / CONFIG}, or start anew in another folder"
-        )
-    if resume:
-        record = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-        if record["particles_sha256"] != _fingerprint(particles):
-            raise InputError(
-                f"{folder}: was trained on other particles than those given; resume with the "
-                "same ones, or start anew in another folder"
-            )
 
 
 def _check_match(run: Run, particles: Subtomograms) -> None:
@@ -299,39 +339,3 @@ def _check_match(run: Run, particles: Subtomograms) -> None:
             f"the run was trained at {run.voxel_size:g} A per voxel, these particles are at "
             f"{particles.voxel_size:g} A; rescale them, or correct their voxel size"
         )
-
-
-def _fingerprint(particles: Subtomograms) -> str:
-    """A hash of all that training looks at."""
-    return hash_arrays(particles.volumes, particles.tilt_ranges)
-
-
-def _provenance(config: RunConfig, particles: Subtomograms, command: str) -> str:
-    record = {
-        "command": command,
-        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "jimjax": jimjax.__version__,
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in VERSIONED},
-        "devices": [device.device_kind for device in jax.devices()],
-        "seed": config.seed,
-        "config_sha256": hashlib.sha256(write_config(config).encode()).hexdigest(),
-        "particles_sha256": _fingerprint(particles),
-        "num_particles": len(particles),
-        "box": int(particles.volumes.shape[-1]),
-        "voxel_size": float(particles.voxel_size),
-    }
-    return json.dumps(record, indent=2) + "\n"
-
-
-def _forget_after(path: Path, step: int) -> None:
-    """Drops log lines of epochs that will be run again."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        _write_text(path, "".join(kept))
-
-
-def _write_text(path: Path, text: str) -> None:
-    with replace_file(path) as stream:
-        stream.write(text.encode("utf-8"))

@@ -81,6 +81,18 @@ def test_one_pair_by_hand():
     np.testing.assert_allclose(errors.translation, [np.sqrt(2)], atol=1e-12)
 
 
+def test_rounded_shifts_differ_by_whole_voxels():
+    """As published: 1.4 and 0.6 become 1 and 1, and 0.4 and 0.6 become 0 and 1."""
+    still, labels = np.tile(np.eye(3), (2, 1, 1)), np.zeros(2, int)
+    shifts = np.array([[0, 0, 0], [1.4, 0.4, 0]])
+    true_shifts = np.array([[0, 0, 0], [0.6, 0.6, 0]])
+    args = still, shifts, labels, still, true_shifts
+    exact = pose.relative_pose_errors(*args).translation
+    rounded = pose.relative_pose_errors(*args, is_shift_rounded=True).translation
+    np.testing.assert_allclose(exact, [np.hypot(0.8, 0.2)])
+    np.testing.assert_allclose(rounded, [1.0])
+
+
 def test_errors_equal_composition_of_homogeneous_matrices():
     labels, true_rotations, true_shifts = _truth(9)
     rotations = Rotation.random(9, random_state=8).as_matrix()

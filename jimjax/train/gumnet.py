@@ -1,0 +1,153 @@
+"""How Gum-Net is trained: random molecules first, then pairs of particles without labels.
+
+Zeng and Xu 2020 maximise the correlation of aligned pairs, of whatever class: every epoch draws
+partners anew. Random molecules before that are our addition; from random weights, and on a
+laptop's time, correlation alone finds no poses.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+
+from jimjax.config import RunConfig
+from jimjax.data import batches
+from jimjax.data.subtomograms import Subtomograms, normalize
+from jimjax.mesh import map_batch
+from jimjax.models import functional, gumnet, weights
+from jimjax.models.functional import Network
+from jimjax.ops import resample, wedge
+from jimjax.ops.correlation import aligned_correlation, pearson
+from jimjax.ops.rotation import Pose
+from jimjax.train import losses
+from jimjax.train.jimnet import SIGNS, molecule_batches, molecules_of, num_pretrain
+from jimjax.train.loop import Stage
+from jimjax.train.molecules import observe_molecules
+from jimjax.train.step import LossResult
+
+PRESETS = {"small": gumnet.small, "paper": gumnet.paper}
+
+
+class AnyPairs(NamedTuple):
+    """Pairs of particles, of one class or not.
+
+    Attributes:
+        source: ``(batch, z, y, x)``.
+        target: same shape.
+        source_tilt_range: ``(batch, 2)`` degrees.
+        target_tilt_range: ``(batch, 2)`` degrees.
+    """
+
+    source: np.ndarray
+    target: np.ndarray
+    source_tilt_range: np.ndarray
+    target_tilt_range: np.ndarray
+
+
+def network_config(config: RunConfig, box: int) -> gumnet.GumNetConfig:
+    """Sizes of the network of a configuration for particles of a box size."""
+    return PRESETS[config.network.preset](box)
+
+
+def build_network(config: RunConfig, box: int) -> Network:
+    """Builds the network of a configuration for particles of a box size."""
+    return weights.build(network_config(config, box), jax.random.key(config.seed))
+
+
+def build_stages(config: RunConfig, particles: Subtomograms, mesh: Mesh) -> list[Stage]:
+    """Lays out training: molecules, then random pairs of the particles.
+
+    Args:
+        config: the run.
+        particles: without truth; only volumes and tilt ranges are looked at.
+        mesh: devices.
+
+    Returns:
+        Stages for ``loop.train``; they hand on whatever memory they are given.
+    """
+    volumes = normalize(particles.volumes)
+    tilt_ranges = np.asarray(particles.tilt_ranges, np.float32)
+    size, seed = config.joint.batch_size, config.seed
+
+    def pairs(epoch: int, memory: Any) -> Iterator[AnyPairs]:
+        partners = batches.draw_partners(np.zeros(len(volumes), int), seed=seed, epoch=epoch)
+        for sources in batches.index_batches(len(volumes), size, seed=seed, epoch=epoch):
+            targets = partners[sources]
+            yield AnyPairs(
+                volumes[sources], volumes[targets], tilt_ranges[sources], tilt_ranges[targets]
+            )
+
+    num = batches.num_batches(len(volumes), size)
+    molecules = molecule_stage(config, tilt_ranges, volumes.shape[-1], mesh)
+    return [molecules, Stage("pairs", config.joint.epochs, _pair_loss(config, mesh), pairs, num)]
+
+
+def molecule_stage(config: RunConfig, tilt_ranges: np.ndarray, box: int, mesh: Mesh) -> Stage:
+    """Pre-training on random molecules, observed with tilt ranges ``(n, 2)`` of particles."""
+    num_rounds, num_steps = num_pretrain(config)
+    molecules, sign = molecules_of(config), SIGNS[config.data.contrast]
+
+    def loss(
+        network: Network, tilt_ranges: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, LossResult]:
+        pairs = observe_molecules(key, tilt_ranges, molecules, box=box, sign=sign, mesh=mesh)
+        found, stats = functional.apply(network, pairs.source, pairs.target, train=True)
+        each = jax.vmap(lambda found, true: losses.pose_loss(found, true, box=box))
+        value = jnp.mean(each(found, pairs.pose))
+        distance = jnp.sum((found.rotation - pairs.pose.rotation) ** 2, axis=(1, 2))
+        shift = jnp.linalg.norm(found.shift - pairs.pose.shift, axis=-1)
+        metrics = {
+            "rotation_error": jnp.median(jnp.sqrt(distance)),
+            "shift_error": jnp.median(shift),
+        }
+        return value, LossResult(stats, metrics)
+
+    def made(epoch: int, memory: Any) -> Iterator[np.ndarray]:
+        yield from molecule_batches(config, tilt_ranges, num_steps, epoch)
+
+    return Stage("molecules", num_rounds, loss, made, num_steps)
+
+
+def _pair_loss(config: RunConfig, mesh: Mesh) -> Any:
+    section = config.joint
+
+    def loss(network: Network, batch: AnyPairs, key: jax.Array) -> tuple[jax.Array, LossResult]:
+        poses, stats = functional.apply(network, batch.source, batch.target, train=True)
+        each = _correlations(batch, poses, section.cutoff, mesh)
+        value = jnp.mean(1 - each)
+        if section.loss == "imputed":
+            value = 1 - pearson(_imputed(batch, poses, mesh), batch.target) ** 2
+        return value, LossResult(stats, {"correlation": jnp.mean(each)})
+
+    return loss
+
+
+def _correlations(batch: AnyPairs, poses: Pose, cutoff: float, mesh: Mesh) -> jax.Array:
+    def correlate(source: jax.Array, target: jax.Array, *ranges: jax.Array) -> jax.Array:
+        pose = Pose(*ranges[2:])
+        return aligned_correlation(
+            source,
+            target,
+            pose,
+            source_tilt_range=ranges[0],
+            target_tilt_range=ranges[1],
+            cutoff=cutoff,
+        )
+
+    return map_batch(correlate, mesh)(*batch, *poses)
+
+
+def _imputed(batch: AnyPairs, poses: Pose, mesh: Mesh) -> jax.Array:
+    """Moved sources with the targets' coefficients where they have none, as upstream compares."""
+
+    def fill(source: jax.Array, target: jax.Array, *ranges: jax.Array) -> jax.Array:
+        pose, shape = Pose(*ranges[2:]), source.shape
+        turned = lax.stop_gradient(wedge.wedge_mask(shape, ranges[0], rotation=pose.rotation))
+        every = jnp.ones_like(turned)
+        return wedge.impute(resample.transform(source, pose), turned, target, every)
+
+    return map_batch(fill, mesh)(*batch, *poses)

@@ -1,0 +1,68 @@
+"""A pre-trained Jim-Net on particles that it has never seen, without training.
+
+Pre-training on random molecules teaches how to describe and how to align any molecule; what is
+left to find of new particles are the references. A part of the particles is clustered by their
+features, aligned and averaged (``em.recluster``); then all of them are.
+"""
+
+import jax
+import numpy as np
+
+from jimjax.align.fit_steps import Nearby, Sweep
+from jimjax.config import ClusterSection, DataSection, NetworkSection, RunConfig
+from jimjax.data.subtomograms import Subtomograms, normalize
+from jimjax.io.errors import InputError
+from jimjax.models.weights import Weights
+from jimjax.train import em
+from jimjax.train.run import Run
+
+NUM_PER_CLASS = 50  # particles that references are begun with: as many as a first average needs
+ROUNDS = 2  # alignments and averages of that part, and of all particles after
+NUM_PROPOSALS = 4  # turns of a reference in these rounds
+
+# What is left to the joint EM where poses are known to ten degrees: two coarse sweeps in which a
+# particle may still change its class, and one finer; then everything is near.
+FINISH: tuple[Sweep | Nearby, ...] = (
+    Sweep(3.0, 576, 0.14, 0.07, 2),
+    Sweep(3.7, 1152, 0.095, 0.0475, 1),
+    Nearby(4.35, 4),
+    *[Nearby(4.35, 4, with_twins=True)] * 2,
+    Nearby(5.7, 3),
+)
+
+
+def adopt(weights: Weights, particles: Subtomograms, *, num_classes: int, seed: int = 0) -> Run:
+    """Makes references for particles with a network that was trained on others.
+
+    Args:
+        weights: of a Jim-Net for the box of the particles; its own number of classes does not
+            matter.
+        particles: of the contrast it was trained for; poses and classes are not read.
+        num_classes: how many references.
+        seed: of the clustering.
+
+    Returns:
+        A run that is kept nowhere, to ``predict`` with.
+
+    Raises:
+        InputError: if there are too few particles.
+    """
+    if len(particles) < 2 * num_classes:
+        raise InputError(
+            f"{len(particles)} particles are too few for {num_classes} classes; "
+            f"give at least {2 * num_classes}"
+        )
+    config = RunConfig(
+        seed=seed,
+        network=NetworkSection(num_classes=num_classes),
+        data=DataSection(contrast=weights.description.contrast),
+        cluster=ClusterSection(rounds=ROUNDS, num_proposals=NUM_PROPOSALS),
+    )
+    volumes, tilt_ranges = normalize(particles.volumes), np.asarray(particles.tilt_ranges)
+    key, box = jax.random.key(seed), volumes.shape[-1]
+    num = len(volumes)
+    part = np.sort(np.random.default_rng(seed).permutation(num)[: NUM_PER_CLASS * num_classes])
+    memory = em.initial_memory(len(part), num_classes, box)
+    memory, _ = em.recluster(key, weights.network, volumes[part], tilt_ranges[part], memory, config)
+    references = em.final_references(weights.network, volumes, tilt_ranges, memory, config)
+    return Run(None, config, weights.network, references, particles.voxel_size)
