@@ -20,7 +20,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(cli, "prepare_jax", lambda: None)
     monkeypatch.setattr(fitting, "PLAN", SWEEPS)
     monkeypatch.setattr(fitting, "REFERENCE_PLAN", SWEEPS)
-    monkeypatch.setitem(benchmark.PRESETS, "small", benchmark.Preset(4, 3, "small", 1))
+    monkeypatch.setitem(benchmark.PRESETS, "small", benchmark.Preset(4, 3, None))
     monkeypatch.setattr(benchmark_pairs, "NUM_PAIRS", 3)
     monkeypatch.setattr(benchmark_pairs, "NUM_ROTATIONS", 72)
     monkeypatch.setattr(benchmark, "NUM_PHANTOMS", 2)

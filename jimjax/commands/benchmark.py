@@ -20,7 +20,7 @@ BOX, VOXEL_SIZE, TILT_RANGE, MAX_SHIFT = 32, 12.0, (-60.0, 60.0), 6.0
 MTF = 0.4  # of Nyquist, as simulated for data of this kind
 NUM_PHANTOMS = 5  # classes where no structures are given
 Method = Literal["em", "em-fresh", "true-maps", "jimnet", "jimnet+em", "ht", "fa", "search"]
-PRESETS = {"small": Preset(100, 50, "small", 500), "paper": Preset(1000, 200, "paper", 20000)}
+PRESETS = {"small": Preset(100, 50, None), "paper": Preset(1000, 200, 20000)}
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,11 @@ class Benchmark:
     nothing is fitted to. Methods: "em" (classes, poses and averages together, scored on the
     particles it was fitted to; it sees no labels), "em-fresh" (fresh particles posed against the
     averages of the em), "true-maps" (the same against the true densities: what no estimate of
-    averages can surpass), "jimnet" (trained on the first, scored on the fresh particles),
-    "jimnet+em" (the em begun from the network's answers), and on pairs of one class: "ht" (fast
-    rotational matching), "fa" (the same in a band that is raised, and refined), "search" (all
-    rotations and shifts).
+    averages can surpass), "jimnet" (fresh particles posed by a network against references that it
+    made of the first; small preset: with the weights that come along, paper preset: trained on
+    the first), "jimnet+em" (the em begun from the network's answers), and on pairs of one class:
+    "ht" (fast rotational matching), "fa" (the same in a band that is raised, and refined),
+    "search" (all rotations and shifts).
 
     Writes OUT/results.json, OUT/table.md and OUT/curves.png. Results that OUT already holds are
     kept, so that an interrupted benchmark goes on.
@@ -63,6 +64,7 @@ class Benchmark:
         "em-fresh",
         "true-maps",
         "jimnet",
+        "jimnet+em",
         "ht",
         "fa",
         "search",
