@@ -95,7 +95,10 @@ def test_search_leaves_the_references_alone(data, tmp_path):
     assert np.mean(found.labels == truth.labels) > 0.7  # a class is its reference's
 
 
-@pytest.mark.parametrize(("method", "options"), [("ht", {}), ("fa", {"num_bands": 1})])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("ht", {}), pytest.param("fa", {"num_bands": 1}, marks=pytest.mark.slow)],
+)
 def test_each_particle_is_matched_to_its_reference(data, tmp_path, monkeypatch, method, options):
     matcher = functools.partial(pairwise.MATCHERS[method], max_degree=10, **options)
     monkeypatch.setitem(pairwise.MATCHERS, method, matcher)

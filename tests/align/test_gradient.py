@@ -153,7 +153,7 @@ def truths():
     return {snr: simulated(snr) for snr in (1.0, 0.1)}
 
 
-@pytest.mark.parametrize("snr", [1.0, 0.1])
+@pytest.mark.parametrize("snr", [pytest.param(1.0, marks=pytest.mark.slow), 0.1])
 def test_errors_fall_to_the_predicted_deviations(references, truths, snr):
     truth = truths[snr]
     start = perturbed(truth)

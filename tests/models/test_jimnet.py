@@ -120,7 +120,13 @@ def test_dense_fine_stage_starts_as_the_identity():
     np.testing.assert_array_equal(residual.shift, np.zeros((2, 3)))
 
 
-@pytest.mark.parametrize("config", [STEERABLE, DENSE], ids=["steerable", "dense"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(STEERABLE, id="steerable"),
+        pytest.param(DENSE, id="dense", marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_of_constant_volumes_are_finite(config, has_finite_gradients):
     pairs = [[np.full((2, BOX, BOX, BOX), value, np.float32)] * 2 for value in (0.0, 1.0)]
     assert has_finite_gradients(_network(config), *pairs)
