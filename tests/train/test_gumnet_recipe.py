@@ -58,6 +58,7 @@ def pairs_of(particles):
     return gumnet.AnyPairs(particles.volumes, particles.volumes[partners], tilts, tilts)
 
 
+@pytest.mark.slow
 def test_run_keeps_weights_and_is_not_to_be_predicted_with(particles, tmp_path, monkeypatch):
     monkeypatch.setitem(gumnet.PRESETS, "small", lambda box: TINY)
     trained = train_run(CONFIG, particles, tmp_path / "run")

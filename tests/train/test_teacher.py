@@ -154,6 +154,7 @@ def test_pairs_have_the_pose_between_them(particles):
         assert likeness(inverse) < 0.6
 
 
+@pytest.mark.slow
 def test_references_of_the_run_are_the_teachers_averages(particles, tmp_path, monkeypatch):
     monkeypatch.setitem(jimnet.PRESETS, "small", lambda box, num: TINY)
     config = dataclasses.replace(CONFIG, joint=dataclasses.replace(CONFIG.joint, epochs=1))
