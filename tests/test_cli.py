@@ -97,7 +97,7 @@ def simulate_arguments(structures, out):
 def test_help_of_command_tells_defaults_of_every_option(command, jimjax):
     code, out, err = jimjax(command, "--help")
     assert (code, err) == (0, [])
-    num_options = len(re.findall(r"^│ --[a-z]", out, re.MULTILINE))
+    num_options = len(re.findall(r"^[│ ]*--[a-z-]+(?:,| [A-Z{\[]|$)", out, re.MULTILINE))
     text = " ".join(out.split())
     assert num_options > 0
     assert text.count("(default:") + text.count("(required)") >= num_options
