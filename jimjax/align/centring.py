@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jimjax.align import slices
-from jimjax.align.slices import Band, per_shell
+from jimjax.align import bands
+from jimjax.align.bands import Band, per_shell
 
 NUM_PROFILES = 4
 SMALLEST, LARGEST = 0.1, 0.3  # standard deviations of the first profiles, particle diameters
@@ -119,7 +119,7 @@ def _iterate(
 @functools.partial(jax.jit, static_argnames="band")
 def _correlate(spectra: jax.Array, grid: jax.Array, band: Band) -> jax.Array:
     """The sum over each shell of every particle, moved back by every shift: ``(n, s, shells)``."""
-    back = jnp.conj(slices.phase_ramps(grid, band))
+    back = jnp.conj(bands.phase_ramps(grid, band))
 
     def one_shell(shell: int) -> jax.Array:
         chosen = np.flatnonzero(band.shells == shell)

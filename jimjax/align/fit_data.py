@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jimjax.align import slices
+from jimjax.align import bands, slices
+from jimjax.align.bands import Band
 from jimjax.align.joint_em import (
     Model,
     Observations,
@@ -21,7 +22,6 @@ from jimjax.align.joint_em import (
     rescale,
 )
 from jimjax.align.local_em import Weighed, expect_nearby
-from jimjax.align.slices import Band
 from jimjax.data.subtomograms import Subtomograms, normalize
 from jimjax.mesh import AXIS, replicate
 from jimjax.ops import symmetry, wedge
@@ -127,7 +127,7 @@ class FitData:
 
     def take(self, band: Band) -> tuple[jax.Array, jax.Array]:
         """Spectra ``(n, k)`` of all particles inside a band, and masks ``(g, k)``."""
-        masks = slices.take_masks(self.masks, band)
+        masks = bands.take_masks(self.masks, band)
         spectra = [
             _take_measured(self.volumes[rows], masks[self.groups[rows]], band)
             for rows in np.array_split(np.arange(self.num), -(-self.num // 256))
@@ -227,7 +227,7 @@ def _build_programs(
 
 @functools.partial(jax.jit, static_argnames="band")
 def _take_measured(volumes: jax.Array, masks: jax.Array, band: Band) -> jax.Array:
-    return slices.take_spectra(volumes, band) * masks
+    return bands.take_spectra(volumes, band) * masks
 
 
 def measure(banded: Banded) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -240,5 +240,5 @@ def _measure(observations: Observations, band: Band) -> tuple[jax.Array, jax.Arr
     spectra, groups, is_real, masks = observations
     energy = jnp.sum(jnp.abs(spectra) ** 2 * is_real[..., None], axis=(0, 1))
     members = jnp.zeros(len(masks)).at[groups].add(is_real)
-    energy, measured = (slices.per_shell(each, band) for each in (energy, members @ masks))
+    energy, measured = (bands.per_shell(each, band) for each in (energy, members @ masks))
     return energy / jnp.maximum(measured, 1) / 2, energy, measured

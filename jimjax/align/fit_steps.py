@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jimjax.align import slices
+from jimjax.align import bands, slices
+from jimjax.align.bands import Band
 from jimjax.align.centring import find_centres
 from jimjax.align.fit_data import Banded, FitData, measure
 from jimjax.align.fit_state import State
 from jimjax.align.joint_em import Model, Observations, Statistics
 from jimjax.align.local_em import Hypotheses, Weighed
-from jimjax.align.slices import Band, Sums
+from jimjax.align.slices import Sums
 from jimjax.align.twins import find_twins
 from jimjax.io.errors import InputError
 from jimjax.ops.rotation import Pose, compose, super_fibonacci
@@ -114,7 +115,7 @@ def begin(data: FitData, first: Sweep | Nearby, start: Start | None) -> State:
         gains = np.empty(0, np.float32)
         return _first_state(data, model, gains, *start, temperature=1.0)
     num, num_classes = data.num, data.options.num_classes
-    band = slices.Band(data.box, max(data.limit(CENTRING_LIMIT), 2.0))
+    band = bands.Band(data.box, max(data.limit(CENTRING_LIMIT), 2.0))
     spectra, masks = data.take(band)
     found = find_centres(
         spectra,
@@ -182,7 +183,7 @@ def _model_of_poses(
     num_classes = data.options.num_classes
     noise, energy, total = measure(banded)
     precision = (1 / noise)[band.shells]
-    back = jnp.conj(slices.phase_ramps(data.deal(shifts), band))
+    back = jnp.conj(bands.phase_ramps(data.deal(shifts), band))
     weights = observations.is_real[..., None] * precision
     moved = observations.spectra * back * weights
     measured = observations.masks[observations.groups] * weights
@@ -203,11 +204,11 @@ def _model_of_poses(
 def _first_gains(data: FitData, banded: Banded, shifts: np.ndarray) -> np.ndarray:
     """How strong the references are in the particles, where turning them changes least."""
     band, observations = banded.band, banded.observations
-    own = jnp.mean(slices.take_spectra(data.references, band).real, axis=0)
-    isotropic = slices.per_shell(own, band) / np.bincount(band.shells)
+    own = jnp.mean(bands.take_spectra(data.references, band).real, axis=0)
+    isotropic = bands.per_shell(own, band) / np.bincount(band.shells)
     lowest = np.flatnonzero(band.shells < 2)
     template = isotropic[band.shells][lowest]
-    back = jnp.conj(slices.phase_ramps(data.deal(shifts), band))
+    back = jnp.conj(bands.phase_ramps(data.deal(shifts), band))
     weights = observations.is_real[..., None]
     seen = jnp.sum((observations.spectra * back * weights).real, axis=(0, 1))[lowest]
     measured = jnp.sum(observations.masks[observations.groups] * weights, axis=(0, 1))[lowest]
@@ -293,7 +294,7 @@ def sweep(data: FitData, banded: Banded, part: Sweep, state: State, first: int) 
 @functools.partial(jax.jit, static_argnames="band")
 def _move_back(observations: Observations, shifts: jax.Array, band: Band) -> Observations:
     """Particles moved by the opposite of shifts ``(f, n, 3)``, voxels."""
-    ramps = jnp.conj(slices.phase_ramps(shifts, band))
+    ramps = jnp.conj(bands.phase_ramps(shifts, band))
     return observations._replace(spectra=observations.spectra * ramps)
 
 

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jimjax.align import slices
+from jimjax.align import bands
+from jimjax.align.bands import Band, per_shell, split
 from jimjax.align.joint_em import NOISE_FLOOR, cut_blocks
-from jimjax.align.slices import Band, per_shell, split
 from jimjax.ops.rotation import Pose, from_rotation_vector
 
 FIRST_DAMPING, LOWEST_DAMPING, HIGHEST_DAMPING = 0.1, 1e-4, 1e6  # of the diagonal of H
@@ -121,7 +121,7 @@ def predict(
         T ``(k,)`` and its derivatives ``(k, 6)``, complex: by the angles of a turn about x, y and z
         after the rotation, radians, and by the shift, voxels.
     """
-    frequencies = slices.OVERSAMPLING * jnp.asarray(band.frequencies, pose.rotation.dtype)
+    frequencies = bands.OVERSAMPLING * jnp.asarray(band.frequencies, pose.rotation.dtype)
     places = jnp.matmul(frequencies, pose.rotation, precision="highest") + band.reach
     # d (R^T exp(-w) k) = R^T (k x w)
     crossed = jnp.cross(frequencies[:, None], jnp.eye(3, dtype=frequencies.dtype))
@@ -130,7 +130,7 @@ def predict(
     by_angle = jnp.sum(moved * by_place[:, None], axis=2)
     turns = jnp.asarray(-2j * np.pi * band.frequencies / band.box, central.dtype)
     slopes = jnp.concatenate([by_angle, central[:, None] * turns], axis=1)
-    ramp = slices.phase_ramps(pose.shift, band)
+    ramp = bands.phase_ramps(pose.shift, band)
     return central * ramp, slopes * ramp[:, None]
 
 

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from jimjax.align import slices
+from jimjax.align import bands, slices
+from jimjax.align.bands import Band
 from jimjax.align.fit import Found, check
 from jimjax.align.fit_data import FitData, Options
 from jimjax.align.fit_steps import Start
 from jimjax.align.gradient import Climbed, Images, Shells, Strength, climb, estimate_strength
-from jimjax.align.slices import Band
 from jimjax.data.subtomograms import Subtomograms
 from jimjax.io.errors import InputError
 from jimjax.mesh import AXIS, data_mesh
@@ -67,7 +67,7 @@ def fit_poses(
     pose, done = begin, 0
     limits = list(dict.fromkeys(data.limit(limit) for limit in LIMITS))
     for limit in limits:
-        fixed = _Fixed(data, start.labels, slices.Band(data.box, limit))
+        fixed = _Fixed(data, start.labels, bands.Band(data.box, limit))
         strength = _first_strength(fixed, pose)
         for _ in range(ROUNDS):
             found, shells = fixed.climb(strength, pose, STEPS)

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from jimjax.align import slices
-from jimjax.align.slices import Band, Sums, join, per_shell, split
+from jimjax.align import bands, slices
+from jimjax.align.bands import Band, join, per_shell, split
+from jimjax.align.slices import Sums
 
 DYING = 0.3  # of an equal share of the particles, below which a class is given up
 NOISE_FLOOR = 1e-3  # of the mean noise variance, in a shell where the templates explain all
@@ -197,7 +198,7 @@ def _expect_fold(
     flat = cuts.reshape(-1, len(band.shells))
     half_power = (masks * precision) @ (jnp.abs(flat) ** 2).T / 2
     templates = _Templates(split(flat).astype(dtype), half_power, precision)
-    moves = _Moves(jnp.arange(len(shifts)), jnp.conj(slices.phase_ramps(shifts, band)), log_prior)
+    moves = _Moves(jnp.arange(len(shifts)), jnp.conj(bands.phase_ramps(shifts, band)), log_prior)
 
     def weigh_block(sums: tuple[jax.Array, jax.Array], own: tuple) -> tuple[tuple, Posterior]:
         (spectra, groups), is_real = own

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jimjax.align import slices
+from jimjax.align import bands, slices
+from jimjax.align.bands import Band, join, per_shell, split
 from jimjax.align.joint_em import Model, Observations, Statistics, add_folds, cut_blocks
-from jimjax.align.slices import Band, join, per_shell, split
 from jimjax.ops.rotation import from_rotation_vector
 
 REACH = 2  # lattice steps from the middle to the farthest point
@@ -150,7 +150,7 @@ def _look_around(
         rotations = jnp.einsum("rij,jk->rik", turns, own.rotations, precision="highest")
         templates = slices.cut_own(grids, own.classes[None], rotations[None], band)[0]
         shifts = own.shifts + own.shift_steps * lattice
-        back = split(spectrum * jnp.conj(slices.phase_ramps(shifts, band)))
+        back = split(spectrum * jnp.conj(bands.phase_ramps(shifts, band)))
         power = jnp.abs(templates) ** 2 * masks[group]
         scores = split(templates * precision) @ back.T - (power @ precision)[:, None] / 2
         evidence = jax.nn.logsumexp(scores)

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jimjax.align import slices
+from jimjax.align import bands, slices
+from jimjax.align.bands import Band, split
 from jimjax.align.joint_em import Model, Observations
 from jimjax.align.local_em import Hypotheses, expect_nearby
-from jimjax.align.slices import Band, split
 from jimjax.ops.rotation import Pose, super_fibonacci
 
 NUM_ROTATIONS = 2304  # 15 degrees apart
@@ -95,7 +95,7 @@ def _make_precise(grids: jax.Array, poses: Pose, band: Band) -> tuple[Pose, jax.
     """Lets each density look for itself around poses ``(c, m)``; also how similar it is there."""
     spectra = slices.cut(grids, jnp.eye(3)[None], band)[:, 0]
     num_classes, num_twins = poses.shift.shape[:2]
-    power = slices.per_shell(jnp.mean(jnp.abs(spectra) ** 2, axis=0), band)
+    power = bands.per_shell(jnp.mean(jnp.abs(spectra) ** 2, axis=0), band)
     power /= np.bincount(band.shells)
     model = Model(grids[None], NOISE * jnp.maximum(power, jnp.finfo(power.dtype).tiny))
     nothing, everything = jnp.zeros((1, num_classes), int), jnp.ones((1, num_classes))
@@ -111,7 +111,7 @@ def _make_precise(grids: jax.Array, poses: Pose, band: Band) -> tuple[Pose, jax.
     found = jax.lax.fori_loop(0, NUM_HALVINGS, look, hypotheses)
     found = Pose(found.rotations[0], found.shifts[0])
     turned = slices.cut_own(grids, jnp.arange(num_classes), found.rotation, band)
-    moved = turned * slices.phase_ramps(found.shift, band)
+    moved = turned * bands.phase_ramps(found.shift, band)
     products = jnp.einsum("cmk,ck->cm", split(moved), split(spectra))
     return found, _over_norms(products, turned, spectra[:, None])
 
@@ -127,7 +127,7 @@ def _compare(
     grids: jax.Array, rotations: jax.Array, shifts: jax.Array, band: Band
 ) -> tuple[jax.Array, jax.Array]:
     """The best correlation at each rotation, and at which shift: both ``(c, r)``."""
-    back = jnp.conj(slices.phase_ramps(shifts, band))
+    back = jnp.conj(bands.phase_ramps(shifts, band))
     own = slices.cut(grids, jnp.eye(3)[None], band)[:, 0]
     turned = slices.cut(grids, rotations, band)
 

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jimjax.align import slices
+from jimjax.align import bands, slices
 from jimjax.align.joint_em import Model, Observations
 from jimjax.data.phantom import demo_phantoms, render
 from jimjax.ops import rotation
 
 BOX = 16
-BAND = slices.Band(BOX, 4.5)
+BAND = bands.Band(BOX, 4.5)
 SHIFTS = jnp.asarray([[0, 0, 0], [2, 0, -1], [0, -2, 1]], jnp.float32)
 NUM_ROTATIONS = 20
 NUM_FOLDS, PER_FOLD = 2, 5
@@ -33,7 +33,7 @@ def make_world():
         "shift": random.integers(0, 3, shape),
         "group": random.integers(0, 2, shape),
     }
-    power = float(jnp.mean(jnp.abs(slices.take_spectra(volumes, BAND)) ** 2))
+    power = float(jnp.mean(jnp.abs(bands.take_spectra(volumes, BAND)) ** 2))
     return SimpleNamespace(
         band=BAND,
         rotations=rotations,
@@ -50,7 +50,7 @@ def observe(world, truth, noise, *, num_real=None):
     """Particles with the world's truth and white noise of a variance."""
     templates = slices.cut(world.grids, world.rotations, world.band)
     seen = templates[truth["class"], truth["rotation"]]
-    moved = seen * slices.phase_ramps(world.shifts, world.band)[truth["shift"]]
+    moved = seen * bands.phase_ramps(world.shifts, world.band)[truth["shift"]]
     real, imaginary = jax.random.normal(jax.random.key(1), (2, *moved.shape)) * jnp.sqrt(noise)
     own = world.masks[truth["group"]]
     is_real = np.ones(moved.shape[:2], np.float32)

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jimjax.align import centring, slices
+from jimjax.align import bands, centring
 from jimjax.data.phantom import demo_phantoms, render
 from jimjax.ops import rotation
 from jimjax.ops.rotation import Pose
 
 BOX, NUM, MAX_SHIFT = 24, 40, 5.0
-BAND = slices.Band(BOX, 2.5)
+BAND = bands.Band(BOX, 2.5)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def particles():
     masks = jnp.asarray(np.stack([np.abs(z) <= 1.8 * np.abs(x), np.abs(x) < 9]), jnp.float32)
     groups = jnp.arange(NUM) % 2
     noise = 3.0 * volumes.std() * jax.random.normal(jax.random.key(2), volumes.shape)
-    return slices.take_spectra(volumes + noise, BAND) * masks[groups], groups, masks, shifts
+    return bands.take_spectra(volumes + noise, BAND) * masks[groups], groups, masks, shifts
 
 
 @pytest.mark.parametrize("contrast", [1.0, -1.0])
@@ -52,7 +52,7 @@ def test_sizes_tell_large_from_small():
     volumes = np.stack([np.exp(-0.5 * (distance / s) ** 2) for s in [1.5] * 10 + [4.0] * 10])
     volumes /= volumes.std(axis=(1, 2, 3), keepdims=True)
     volumes += np.random.default_rng(0).normal(size=volumes.shape)
-    spectra = slices.take_spectra(jnp.asarray(volumes, jnp.float32), BAND)
+    spectra = bands.take_spectra(jnp.asarray(volumes, jnp.float32), BAND)
     masks, groups = jnp.ones((1, len(BAND.shells))), jnp.zeros(20, int)
     found = centring.find_centres(spectra, groups, masks, BAND, max_shift=2.0, diameter=16.0)
     assert found.sizes[:10].max() < found.sizes[10:].min()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_world import NUM_FOLDS, NUM_ROTATIONS, PER_FOLD, model_of, observe
 
-from jimjax.align import joint_em, slices
+from jimjax.align import bands, joint_em, slices
 
 LOG_PRIOR = jnp.log(jnp.array([0.6, 0.3, 0.1]))
 
@@ -28,7 +28,7 @@ def model(world):
 def slow_scores(world, observations, model, fold):
     """Log of prior times likelihood, (n, c, r, s), but for |D|^2: loops and complex numbers."""
     templates = np.asarray(slices.cut(model.grids[fold], world.rotations, world.band), complex)
-    ramps = np.asarray(slices.phase_ramps(world.shifts, world.band), complex)
+    ramps = np.asarray(bands.phase_ramps(world.shifts, world.band), complex)
     noise = np.asarray(model.noise, float)[world.band.shells]
     spectra, groups = np.asarray(observations.spectra[fold], complex), observations.groups[fold]
     scores = np.zeros((len(spectra), *templates.shape[:2], len(ramps)))
@@ -67,7 +67,7 @@ def test_expectation_agrees_with_loops_for_any_block(
         np.testing.assert_allclose(statistics.counts[fold], counts, atol=1e-2)
 
         spectra = np.asarray(observations.spectra[fold])
-        ramps = np.asarray(slices.phase_ramps(world.shifts, world.band))
+        ramps = np.asarray(bands.phase_ramps(world.shifts, world.band))
         moved = np.einsum("ncrs,sk,nk->crk", share, np.conj(ramps), spectra)
         masks = np.asarray(observations.masks)[observations.groups[fold]]
         weights = np.einsum("ncrs,nk->crk", share, masks)
@@ -81,11 +81,11 @@ def test_expectation_agrees_with_loops_for_any_block(
         seen = np.einsum("nk,crk,sk->ncrsk", masks, templates, ramps)
         left = np.abs(spectra[:, None, None, None] - seen) ** 2
         unexplained += np.einsum("ncrs,ncrsk->k", share, left)
-    expected = slices.per_shell(jnp.asarray(unexplained), world.band)
+    expected = bands.per_shell(jnp.asarray(unexplained), world.band)
     np.testing.assert_allclose(statistics.unexplained, expected, rtol=2e-3)
     real = np.asarray(observations.is_real)[..., None]
     every = np.sum(np.asarray(observations.masks)[observations.groups] * real, axis=(0, 1))
-    measured = slices.per_shell(jnp.asarray(every), world.band)
+    measured = bands.per_shell(jnp.asarray(every), world.band)
     np.testing.assert_allclose(statistics.measured, measured, rtol=1e-4)
 
 
@@ -136,7 +136,7 @@ def test_maximization_finds_volumes_and_noise(world, many):
     np.testing.assert_allclose(found.noise[1:], world.power, rtol=0.15)
     for fold in range(NUM_FOLDS):
         spectra, wanted = (
-            slices.take_spectra(volumes, world.band)
+            bands.take_spectra(volumes, world.band)
             for volumes in (slices.make_volumes(found.grids[fold], world.band), world.volumes)
         )
         for own, true in zip(np.asarray(spectra), np.asarray(wanted), strict=True):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_world import NUM_FOLDS, model_of
 
-from jimjax.align import local_em, slices
+from jimjax.align import bands, local_em, slices
 from jimjax.align.joint_em import Observations
 from jimjax.align.local_em import Hypotheses
 from jimjax.ops import rotation
@@ -33,7 +33,7 @@ def observed(world, poses, noise):
             for fold in range(NUM_FOLDS)
         ]
     )
-    seen = seen * slices.phase_ramps(shifts, world.band)
+    seen = seen * bands.phase_ramps(shifts, world.band)
     real, imaginary = jax.random.normal(jax.random.key(3), (2, *seen.shape)) * jnp.sqrt(noise)
     groups = jnp.ones((NUM_FOLDS, PER_FOLD), int).at[0].set(0)
     spectra = (seen + real + 1j * imaginary) * world.masks[groups]

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jimjax.align import slices
+from jimjax.align import bands, slices
 from jimjax.data.phantom import demo_phantoms, render
 from jimjax.ops import rotation, symmetry, wedge
 
 BOX = 16
-BAND = slices.Band(BOX, 4.5)
+BAND = bands.Band(BOX, 4.5)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_band_holds_one_of_each_pair():
 @pytest.mark.parametrize("limit", [0.5, 7.5, 100])
 def test_limit_out_of_range_is_an_error(limit):
     with pytest.raises(ValueError, match="limit must be from 1 to 7"):
-        slices.Band(BOX, limit)
+        bands.Band(BOX, limit)
 
 
 def test_spectrum_is_the_transform_about_the_centre():
@@ -46,7 +46,7 @@ def test_spectrum_is_the_transform_about_the_centre():
     z, y, x = (np.indices(volume.shape) - BOX // 2).reshape(3, 1, -1)
     phase = BAND.frequencies @ np.concatenate([x, y, z]) / BOX
     expected = np.exp(-2j * np.pi * phase) @ volume.ravel()
-    found = slices.take_spectra(jnp.asarray(volume[None], jnp.float32), BAND)[0]
+    found = bands.take_spectra(jnp.asarray(volume[None], jnp.float32), BAND)[0]
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
@@ -56,22 +56,22 @@ def test_mask_is_that_of_the_same_coefficients():
     angle = np.rad2deg(np.arctan2(z, x))
     angle = np.where(angle > 90, angle - 180, np.where(angle < -90, angle + 180, angle))
     is_clear = (np.abs(angle + 50) > 1e-3) & (np.abs(angle - 60) > 1e-3) & ((x != 0) | (z != 0))
-    found = slices.take_masks(mask[None], BAND)[0]
+    found = bands.take_masks(mask[None], BAND)[0]
     np.testing.assert_array_equal(found[is_clear], ((angle > -50) & (angle < 60))[is_clear])
 
 
 def test_ramp_shifts_the_volume():
     volumes = np.random.default_rng(0).normal(size=(1, BOX, BOX, BOX)).astype(np.float32)
     moved = np.roll(volumes, (3, 2, 1), axis=(1, 2, 3))
-    ramp = slices.phase_ramps(jnp.array([1.0, 2.0, 3.0]), BAND)
+    ramp = bands.phase_ramps(jnp.array([1.0, 2.0, 3.0]), BAND)
     np.testing.assert_allclose(
-        slices.take_spectra(moved, BAND), slices.take_spectra(volumes, BAND) * ramp, atol=1e-3
+        bands.take_spectra(moved, BAND), bands.take_spectra(volumes, BAND) * ramp, atol=1e-3
     )
 
 
 def test_slices_are_the_spectra_of_rotated_volumes(molecule, rotations):
     turned = [render(molecule, (BOX,) * 3, rotation.Pose(each, jnp.zeros(3))) for each in rotations]
-    expected = slices.take_spectra(jnp.stack(turned), BAND)
+    expected = bands.take_spectra(jnp.stack(turned), BAND)
     grids = slices.make_grids(render(molecule, (BOX,) * 3)[None], BAND)
     found = slices.cut(grids, rotations, BAND)[0]
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
@@ -125,15 +125,15 @@ def test_weights_add_up(rotations):
 @pytest.mark.parametrize("limit", [3.0, 7.0])
 def test_volumes_of_grids_are_those_they_were_made_of(molecule, limit):
     volume = render(molecule, (BOX,) * 3)[None]
-    band = slices.Band(BOX, limit)
+    band = bands.Band(BOX, limit)
     found = slices.make_volumes(slices.make_grids(volume, band), band)
-    inside = [slices.take_spectra(each, band) for each in (found, volume)]
+    inside = [bands.take_spectra(each, band) for each in (found, volume)]
     error = np.linalg.norm(inside[0] - inside[1]) / np.linalg.norm(inside[1])
     assert error < 0.02
 
 
 def test_wider_grids_hold_the_same_volume(molecule):
-    volume, wide = render(molecule, (BOX,) * 3)[None], slices.Band(BOX, 6.0)
+    volume, wide = render(molecule, (BOX,) * 3)[None], bands.Band(BOX, 6.0)
     grids = slices.make_grids(volume, BAND)
     widened = slices.widen_grids(grids, wide)
     assert widened.shape == (1, wide.side, wide.side, wide.side)
@@ -149,7 +149,7 @@ def test_slices_of_many_rotations_give_the_volume_back(molecule):
     taken = slices.cut(slices.make_grids(volume[None], BAND), rotations, BAND)
     sums = slices.insert(taken * 1e6, jnp.full(taken.shape, 1e6), rotations, BAND)
     found = slices.make_volumes(slices.solve(sums, BAND, radius=BOX / 2), BAND)
-    within = slices.take_spectra(found, BAND), slices.take_spectra(volume[None], BAND)
+    within = bands.take_spectra(found, BAND), bands.take_spectra(volume[None], BAND)
     error = np.linalg.norm(within[0] - within[1]) / np.linalg.norm(within[1])
     assert error < 0.06
 
@@ -189,10 +189,10 @@ def test_symmetry_is_that_of_the_symmetric_average(molecule):
     expected = np.mean(
         [render(molecule, (BOX,) * 3, rotation.Pose(each, jnp.zeros(3))) for each in group], axis=0
     )
-    wanted = slices.take_spectra(expected[None], BAND)
+    wanted = bands.take_spectra(expected[None], BAND)
     errors = []
     for own in (None, group):
         grids = slices.solve(sums, BAND, radius=BOX / 2, group=own)
-        found = slices.take_spectra(slices.make_volumes(grids, BAND), BAND)
+        found = bands.take_spectra(slices.make_volumes(grids, BAND), BAND)
         errors.append(float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted)))
     assert errors[1] < 0.08 < errors[0] / 3

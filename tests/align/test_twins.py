@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jimjax.align import slices, twins
+from jimjax.align import bands, slices, twins
 from jimjax.ops import resample, rotation
 from jimjax.ops.rotation import Pose, compose
 
 BOX = 20
-BAND = slices.Band(BOX, 5.0)
+BAND = bands.Band(BOX, 5.0)
 
 
 def blobs(places, weights):
