@@ -13,6 +13,7 @@ from jimjax.align.bands import Band
 from jimjax.align.centring import find_centres
 from jimjax.align.fit_data import Banded, FitData, measure
 from jimjax.align.fit_state import State
+from jimjax.align.frames import is_half_turn, tell_frames
 from jimjax.align.joint_em import Model, Observations, Statistics
 from jimjax.align.local_em import Hypotheses, Weighed
 from jimjax.align.slices import Sums
@@ -27,6 +28,7 @@ SHIFT_DEVIATION = 0.09  # particle diameters, of a shift from the centre found s
 FIRST_STEPS = np.deg2rad(6.0), 0.5  # of lattices, radians and voxels
 TWIN_STEPS = 3.0  # of the lattice around a twin, in steps of that around the pose
 NUM_TWINS = 2
+LEAST_CERTAINTY = 4.0  # that a class is in two frames, standard deviations
 
 
 class Sweep(NamedTuple):
@@ -61,35 +63,29 @@ class Nearby(NamedTuple):
     with_twins: bool = False
 
 
-PLAN: tuple[Sweep | Nearby, ...] = (
+Plan = tuple[Sweep | Nearby, ...]
+
+REFINE_PLAN: Plan = (
+    Nearby(4.35, 5),
+    *[Nearby(4.35, 2, with_twins=True)] * 3,  # what is a twin changes as averages improve
+    Nearby(5.7, 3),
+)
+PLAN: Plan = (
     Sweep(2.35, 576, 0.14, 0.07, 12),
     Sweep(3.0, 576, 0.14, 0.07, 8),
     Sweep(3.7, 1152, 0.095, 0.0475, 4),
     Sweep(4.35, 1152, 0.095, 0.0475, 2),
-    Nearby(4.35, 5),
-    *[Nearby(4.35, 2, with_twins=True)] * 5,  # what is a twin changes as averages improve
-    Nearby(5.7, 2, with_twins=True),
-    Nearby(5.7, 3),
+    *REFINE_PLAN,
 )
-
-REFERENCE_PLAN: tuple[Sweep | Nearby, ...] = (
+# What a network leaves to do: of some particles the class or the pose is still to be found.
+FINISH_PLAN: Plan = (Sweep(3.7, 1152, 0.095, 0.0475, 2), *REFINE_PLAN)
+REFERENCE_PLAN: Plan = (
     Sweep(3.7, 1152, 0.19, 0.0475, 1),
     Sweep(4.35, 2304, 0.095, 0.0475, 2),
     Sweep(5.7, 4608, 0.095, 0.0475, 1),
     Nearby(5.7, 3),
     *[Nearby(5.7, 2, with_twins=True)] * 2,
     Nearby(7.0, 3),
-)
-REFINE_PLAN: tuple[Sweep | Nearby, ...] = (
-    Nearby(4.35, 5),
-    *[Nearby(4.35, 2, with_twins=True)] * 3,
-    Nearby(5.7, 2, with_twins=True),
-    Nearby(5.7, 3),
-)
-FINISH_PLAN: tuple[Sweep | Nearby, ...] = (
-    Sweep(2.35, 576, 0.14, 0.07, 2),
-    Sweep(3.0, 576, 0.14, 0.07, 4),
-    *PLAN[2:],
 )
 
 
@@ -153,25 +149,40 @@ def _first_state(
     num = data.num
     labels = np.asarray(labels, np.int32)
     rotations, shifts = np.asarray(rotations, np.float32), np.asarray(shifts, np.float32)
-    return State(
-        done=np.array(0),
-        temperature=np.array(temperature),
-        grids=np.asarray(model.grids),
-        gains=gains,
-        noise=np.asarray(model.noise),
-        centres=shifts,
-        labels=labels,
-        probabilities=np.eye(data.options.num_classes, dtype=np.float32)[labels],
-        rotations=rotations,
-        shifts=shifts,
-        angle_deviations=np.full(num, np.inf, np.float32),
-        shift_deviations=np.full(num, np.inf, np.float32),
-        evidence=np.full(num, -np.inf, np.float32),
-        nearby_classes=labels[:, None],
-        nearby_rotations=rotations[:, None],
-        nearby_shifts=shifts[:, None],
-        angle_steps=np.full((num, 1), FIRST_STEPS[0], np.float32),
-        shift_steps=np.full((num, 1), FIRST_STEPS[1], np.float32),
+    nothing = np.empty(0, np.float32)
+    return _forget_nearby(
+        State(
+            done=np.array(0),
+            temperature=np.array(temperature),
+            grids=np.asarray(model.grids),
+            gains=gains,
+            noise=np.asarray(model.noise),
+            centres=shifts,
+            labels=labels,
+            probabilities=np.eye(data.options.num_classes, dtype=np.float32)[labels],
+            rotations=rotations,
+            shifts=shifts,
+            angle_deviations=np.full(num, np.inf, np.float32),
+            shift_deviations=np.full(num, np.inf, np.float32),
+            evidence=np.full(num, -np.inf, np.float32),
+            nearby_classes=nothing,
+            nearby_rotations=nothing,
+            nearby_shifts=nothing,
+            angle_steps=nothing,
+            shift_steps=nothing,
+        )
+    )
+
+
+def _forget_nearby(state: State) -> State:
+    """Where to look nearby if nothing is known but the pose."""
+    angle, shift = FIRST_STEPS
+    return state._replace(
+        nearby_classes=state.labels[:, None],
+        nearby_rotations=state.rotations[:, None],
+        nearby_shifts=state.shifts[:, None],
+        angle_steps=np.full((len(state.labels), 1), angle, np.float32),
+        shift_steps=np.full((len(state.labels), 1), shift, np.float32),
     )
 
 
@@ -288,7 +299,7 @@ def sweep(data: FitData, banded: Banded, part: Sweep, state: State, first: int) 
             shifts=moved,
             evidence=found.evidence,
         )
-        yield state
+        yield _forget_nearby(state)
 
 
 @functools.partial(jax.jit, static_argnames="band")
@@ -315,7 +326,7 @@ def look_nearby(
     """
     model = model_in(data, state, banded)
     if int(state.done) == first:
-        state = _suppose(data, banded, part, state, model)
+        state, model = _suppose(data, banded, part, state, model)
     hypotheses = Hypotheses(*(data.deal(field) for field in state[-len(Hypotheses._fields) :]))
     while int(state.done) < first + part.iterations:
         weighed, statistics = banded.expect_nearby(banded.observations, model, hypotheses)
@@ -346,37 +357,71 @@ def _pick(weighed: Weighed, chosen: np.ndarray) -> Weighed:
     return jax.tree.map(lambda field: field[rows, chosen], weighed)
 
 
-def _suppose(data: FitData, banded: Banded, part: Nearby, state: State, model: Model) -> State:
+def _suppose(
+    data: FitData, banded: Banded, part: Nearby, state: State, model: Model
+) -> tuple[State, Model]:
     """Looks around the pose of each particle, and if asked for, around its twins."""
     rows = np.arange(data.num)
     # What is known of the best hypothesis is kept; the first time all are alike.
     same = np.all(state.nearby_rotations == state.rotations[:, None], axis=(2, 3))
     kept = [steps[rows, same.argmax(axis=1)] for steps in (state.angle_steps, state.shift_steps)]
+    num_twins = NUM_TWINS if part.with_twins else 0
+    if num_twins:
+        twins = find_twins(
+            model.grids[0], banded.band, num_twins=num_twins, max_shift=0.1 * data.diameter
+        ).poses
+        if data.references is None:
+            state, model = _unmix(data, banded, state, model, twins)
     found = [Pose(jnp.asarray(state.rotations), jnp.asarray(state.shifts, jnp.float32))]
     steps = [kept]
-    if part.with_twins:
-        twins = find_twins(
-            model.grids[0], banded.band, num_twins=NUM_TWINS, max_shift=0.1 * data.diameter
-        )
-        wider = [
-            np.minimum(TWIN_STEPS * own, first)
-            for own, first in zip(kept, FIRST_STEPS, strict=True)
-        ]
-        for number in range(NUM_TWINS):
-            own = Pose(*(field[state.labels, number] for field in twins.poses))
-            found.append(jax.vmap(compose)(found[0], own))
-            steps.append(wider)
+    for number in range(num_twins):
+        own = Pose(*(field[state.labels, number] for field in twins))
+        found.append(jax.vmap(compose)(found[0], own))
+        wider = (TWIN_STEPS * own for own in kept)
+        steps.append([np.minimum(*pair) for pair in zip(wider, FIRST_STEPS, strict=True)])
     rotations, shifts = (np.stack(fields, axis=1) for fields in zip(*found, strict=True))
     angle_steps, shift_steps = (
         np.stack(fields, axis=1).astype(np.float32) for fields in zip(*steps, strict=True)
     )
-    return state._replace(
+    state = state._replace(
         nearby_classes=np.repeat(state.labels[:, None], len(found), axis=1),
         nearby_rotations=rotations,
         nearby_shifts=shifts,
         angle_steps=angle_steps,
         shift_steps=shift_steps,
     )
+    return state, model
+
+
+def _unmix(
+    data: FitData, banded: Banded, state: State, model: Model, twins: Pose
+) -> tuple[State, Model]:
+    """Gives particles that were posed in the frame of a twin ``(c, m)`` the poses of the others."""
+    is_half = np.asarray(jax.vmap(jax.vmap(is_half_turn))(twins.rotation))
+    half = Pose(*(field[np.arange(len(field)), is_half.argmax(axis=1)] for field in twins))
+    poses = Pose(jnp.asarray(state.rotations), jnp.asarray(state.shifts, jnp.float32))
+    frames = tell_frames(
+        banded.observations,
+        model.noise,
+        data.deal(state.labels),
+        jax.tree.map(data.deal, poses),
+        jax.tree.map(jnp.asarray, half),
+        banded.band,
+        radius=data.diameter / 2,
+    )
+    is_sure = is_half.any(axis=1) & (np.asarray(frames.certainty) > LEAST_CERTAINTY)
+    is_other = is_sure[state.labels] & (data.collect(frames.scores) < 0)
+    if not is_other.any():
+        return state, model
+    turned = jax.vmap(compose)(poses, Pose(*(field[state.labels] for field in half)))
+    rotations, shifts = (
+        np.where(is_other.reshape(-1, *[1] * (own.ndim - 1)), new, own)
+        for own, new in zip(poses, turned, strict=True)
+    )
+    again = _model_of_poses(data, banded, state.labels, rotations, shifts)
+    is_changed = np.isin(np.arange(len(is_sure)), state.labels[is_other])
+    grids = jnp.where(is_changed[:, None, None, None], again.grids, model.grids)
+    return state._replace(rotations=rotations, shifts=shifts), model._replace(grids=grids)
 
 
 def _shift_grid(radius: float, step: float) -> np.ndarray:

@@ -161,15 +161,14 @@ class Align:
         if "jimnet" not in self.method:
             return run_fit(particles, options, self.out, resume=self.resume)
 
-        from jimjax.train.pretrained import FINISH
-
         run, guess = ask_jimnet(particles, num_classes=self.num_classes, seed=self.seed, **network)
         if self.method == "jimnet":
             return found_by(guess, run.references)
-        plan = FINISH if self.run_folder is None else FINISH_PLAN
         start = Start(guess.labels, guess.rotations, guess.shifts)
         options = dataclasses.replace(options, num_classes=len(run.references))
-        return run_fit(particles, options, self.out, start=start, plan=plan, resume=self.resume)
+        return run_fit(
+            particles, options, self.out, start=start, plan=FINISH_PLAN, resume=self.resume
+        )
 
 
 @dataclass(frozen=True)

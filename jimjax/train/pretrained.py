@@ -8,7 +8,6 @@ features, aligned and averaged (``em.recluster``); then all of them are.
 import jax
 import numpy as np
 
-from jimjax.align.fit_steps import Nearby, Sweep
 from jimjax.config import ClusterSection, DataSection, NetworkSection, RunConfig
 from jimjax.data.subtomograms import Subtomograms, normalize
 from jimjax.io.errors import InputError
@@ -19,16 +18,6 @@ from jimjax.train.run import Run
 NUM_PER_CLASS = 50  # particles that references are begun with: as many as a first average needs
 ROUNDS = 2  # alignments and averages of that part, and of all particles after
 NUM_PROPOSALS = 4  # turns of a reference in these rounds
-
-# What is left to the joint EM where poses are known to ten degrees: two coarse sweeps in which a
-# particle may still change its class, and one finer; then everything is near.
-FINISH: tuple[Sweep | Nearby, ...] = (
-    Sweep(3.0, 576, 0.14, 0.07, 2),
-    Sweep(3.7, 1152, 0.095, 0.0475, 1),
-    Nearby(4.35, 4),
-    *[Nearby(4.35, 4, with_twins=True)] * 2,
-    Nearby(5.7, 3),
-)
 
 
 def adopt(weights: Weights, particles: Subtomograms, *, num_classes: int, seed: int = 0) -> Run:
