@@ -15,7 +15,9 @@ import numpy as np
 
 from jimjax.align import bands
 from jimjax.align.bands import Band, per_shell
+from jimjax.align.measured import MeasuredVolumes
 
+LIMIT, LOWEST_LIMIT = 1.7, 2.0  # of the band, cycles per particle diameter and per box
 NUM_PROFILES = 4
 SMALLEST, LARGEST = 0.1, 0.3  # standard deviations of the first profiles, particle diameters
 STEP = 1.5  # voxels of a 32-voxel box between two shifts
@@ -34,6 +36,22 @@ class Centres(NamedTuple):
 
     shifts: np.ndarray
     sizes: np.ndarray
+
+
+def centre_particles(particles: MeasuredVolumes, *, max_shift: float, diameter: float) -> Centres:
+    """Finds the shift of every particle from low frequencies, in which it is one blob.
+
+    Args:
+        particles: of unknown orientation.
+        max_shift: along each axis, voxels.
+        diameter: of the particles, voxels.
+    """
+    highest = particles.box / 2 - 1
+    limit = np.clip(LIMIT * particles.box / diameter, min(LOWEST_LIMIT, highest), highest)
+    band = Band(particles.box, float(limit))
+    spectra, masks = particles.take(band)
+    groups = jnp.asarray(particles.groups)
+    return find_centres(spectra, groups, masks, band, max_shift=max_shift, diameter=diameter)
 
 
 def find_centres(

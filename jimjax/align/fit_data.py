@@ -22,12 +22,12 @@ from jimjax.align.joint_em import (
     rescale,
 )
 from jimjax.align.local_em import Weighed, expect_nearby
+from jimjax.align.measured import MeasuredVolumes
 from jimjax.data.subtomograms import Subtomograms, normalize
 from jimjax.mesh import AXIS, replicate
-from jimjax.ops import symmetry, wedge
+from jimjax.ops import symmetry
 
 NUM_FOLDS = 4
-TILT_ROUNDING = 0.5  # degrees; particles whose tilt ranges are then equal share a mask
 DIAMETER = 2 / 3  # of the box, where none is given
 
 
@@ -78,20 +78,14 @@ class FitData:
         self.box = particles.volumes.shape[-1]
         given = options.diameter
         self.diameter = self.box * DIAMETER if given is None else given / particles.voxel_size
-        self.volumes = normalize(particles.volumes)
+        self.measured = MeasuredVolumes(normalize(particles.volumes), particles.tilt_ranges)
         self.references = None
         if references is not None:
             grid = np.indices((self.box,) * 3) - self.box // 2
             ball = slices.soft_ball(np.linalg.norm(grid, axis=0), self.diameter / 2)
             self.references = normalize(references) * np.asarray(ball)
-        rounded = np.round(particles.tilt_ranges / TILT_ROUNDING) * TILT_ROUNDING
-        ranges, groups = np.unique(rounded, axis=0, return_inverse=True)
-        self.groups = groups.ravel()
-        shape = (self.box,) * 3
-        see = jax.jit(functools.partial(wedge.wedge_mask, shape))
-        self.masks = jnp.stack([see(jnp.asarray(each)) for each in ranges])
         self.random = np.random.default_rng(options.seed)
-        num = len(self.volumes)
+        num = len(self.measured)
         order = self.random.permutation(num)
         num_folds = min(NUM_FOLDS, num)
         size = -(-num // (num_folds * mesh.size)) * mesh.size
@@ -102,7 +96,7 @@ class FitData:
     @property
     def num(self) -> int:
         """How many particles there are."""
-        return len(self.volumes)
+        return len(self.measured)
 
     @property
     def num_folds(self) -> int:
@@ -125,15 +119,6 @@ class FitData:
         cycles = cycles_per_diameter * self.box / self.diameter
         return float(np.clip(cycles, 1, self.box / 2 - 1))
 
-    def take(self, band: Band) -> tuple[jax.Array, jax.Array]:
-        """Spectra ``(n, k)`` of all particles inside a band, and masks ``(g, k)``."""
-        masks = bands.take_masks(self.masks, band)
-        spectra = [
-            _take_measured(self.volumes[rows], masks[self.groups[rows]], band)
-            for rows in np.array_split(np.arange(self.num), -(-self.num // 256))
-        ]
-        return jnp.concatenate(spectra), masks
-
     def at(self, cycles_per_diameter: float) -> Banded:
         """Particles and programs of a band; the last one is kept."""
         if self._current is None or self._current[0] != cycles_per_diameter:
@@ -143,9 +128,11 @@ class FitData:
 
     def _prepare(self, limit: float) -> Banded:
         band = Band(self.box, limit)
-        spectra, masks = self.take(band)
+        spectra, masks = self.measured.take(band)
         is_real = jnp.asarray(self._rows >= 0, jnp.float32)
-        observations = Observations(self.deal(spectra), self.deal(self.groups), is_real, masks)
+        observations = Observations(
+            self.deal(spectra), self.deal(self.measured.groups), is_real, masks
+        )
         options = self.options
         programs = _build_programs(
             band,
@@ -223,11 +210,6 @@ def _build_programs(
         share(functools.partial(expect_nearby, band=band), SPLIT),
         lambda statistics, model: update(*replicate((statistics, model), mesh)),
     )
-
-
-@functools.partial(jax.jit, static_argnames="band")
-def _take_measured(volumes: jax.Array, masks: jax.Array, band: Band) -> jax.Array:
-    return bands.take_spectra(volumes, band) * masks
 
 
 def measure(banded: Banded) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jimjax.align import bands, slices
 from jimjax.align.bands import Band
-from jimjax.align.centring import find_centres
+from jimjax.align.centring import centre_particles
 from jimjax.align.fit_data import Banded, FitData, measure
 from jimjax.align.fit_state import State
 from jimjax.align.frames import is_half_turn, tell_frames
@@ -21,7 +21,6 @@ from jimjax.align.twins import find_twins
 from jimjax.io.errors import InputError
 from jimjax.ops.rotation import Pose, compose, super_fibonacci
 
-CENTRING_LIMIT = 1.7  # cycles per particle diameter
 FIRST_TEMPERATURE, COOLING = 2.0, 0.75  # of the log-likelihoods, and what it falls by
 MOVING_TEMPERATURE = 1.5  # below, a particle's centre follows its best shift
 SHIFT_DEVIATION = 0.09  # particle diameters, of a shift from the centre found so far
@@ -111,15 +110,8 @@ def begin(data: FitData, first: Sweep | Nearby, start: Start | None) -> State:
         gains = np.empty(0, np.float32)
         return _first_state(data, model, gains, *start, temperature=1.0)
     num, num_classes = data.num, data.options.num_classes
-    band = bands.Band(data.box, max(data.limit(CENTRING_LIMIT), 2.0))
-    spectra, masks = data.take(band)
-    found = find_centres(
-        spectra,
-        jnp.asarray(data.groups),
-        masks,
-        band,
-        max_shift=data.options.max_shift,
-        diameter=data.diameter,
+    found = centre_particles(
+        data.measured, max_shift=data.options.max_shift, diameter=data.diameter
     )
     labels = np.argsort(np.argsort(found.sizes)) * num_classes // num
     rotations = np.asarray(super_fibonacci(num))[data.random.permutation(num)]

@@ -85,10 +85,10 @@ class _Fixed:
     def __init__(self, data: FitData, labels: np.ndarray, band: Band):
         self.data, self.labels, self.band = data, np.asarray(labels, np.int32), band
         self.grids = slices.make_grids(data.references, band)
-        spectra, self.masks = data.take(band)
+        spectra, self.masks = data.measured.take(band)
         self._missing = -data.num % data.mesh.size
         is_real = jnp.pad(jnp.ones(data.num), (0, self._missing))
-        fields = self._fill((spectra, jnp.asarray(data.groups), jnp.asarray(self.labels)))
+        fields = self._fill((spectra, jnp.asarray(data.measured.groups), jnp.asarray(self.labels)))
         self.images = Images(*fields, is_real)
 
     def climb(self, strength: Strength, pose: Pose, num_steps: int) -> tuple[Climbed, Shells]:

@@ -68,7 +68,7 @@ def match_all(
     parts = []
     for number in range(num_blocks):
         rows = np.minimum(np.arange(number * BLOCK, (number + 1) * BLOCK), data.num - 1)
-        part = best(templates, data.volumes[rows], particles.tilt_ranges[rows])
+        part = best(templates, data.measured.volumes[rows], particles.tilt_ranges[rows])
         parts.append(jax.tree.map(np.asarray, part))
         if progress is not None:
             shown = {"correlation": float(parts[-1].score.mean())}

@@ -47,12 +47,14 @@ class Particles(NamedTuple):
     Attributes:
         volumes: ``(n, z, y, x)``, normalised.
         tilt_ranges: ``(n, 2)`` degrees.
+        centres: ``(n, 3)``, where each is in its box, voxels (x, y, z) from the middle.
         description: what the network says of them.
     """
 
     volumes: np.ndarray
     tilt_ranges: np.ndarray
-    description: Description
+    centres: np.ndarray
+    description: Description | None = None
 
     def select(self, rows: np.ndarray) -> "Particles":
         """The particles of some rows."""
@@ -107,8 +109,8 @@ def reassign(
         config: batch size, proposals and refinements.
 
     Returns:
-        Labels, and the references that follow from them; a reference that attracts hardly any
-        particle stays as it was.
+        Labels, and the references that follow from them, moved into the middle of the box; a
+        reference that attracts hardly any particle stays as it was.
     """
     everything = align_to_all(
         network,
@@ -131,12 +133,25 @@ def reassign(
         batch_size=config.batch_size,
         cutoff=cutoff,
     )
+    centred = _centre(found, labels, particles.centres, len(references))
     averages = []
     for label, reference in enumerate(references):
         members = np.flatnonzero(labels == label)
         has_average = len(members) >= MIN_MEMBERS
-        averages.append(average_members(particles, found, members) if has_average else reference)
+        averages.append(average_members(particles, centred, members) if has_average else reference)
     return Assignment(labels.astype(np.int32), np.stack(averages), found)
+
+
+def _centre(
+    found: Alignments, labels: np.ndarray, centres: np.ndarray, num_references: int
+) -> Alignments:
+    """Shifts from where the particles of each reference have their centres, on average."""
+    within = np.einsum("nji,nj->ni", found.rotations, centres - found.shifts)
+    sums = np.zeros((num_references, 3))
+    np.add.at(sums, labels, within)
+    means = sums / np.maximum(np.bincount(labels, minlength=num_references), 1)[:, None]
+    moved = np.einsum("nij,nj->ni", found.rotations, means[labels])
+    return found._replace(shifts=(found.shifts + moved).astype(found.shifts.dtype))
 
 
 def merge(

@@ -15,7 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.decomposition import PCA
 
+from jimjax.align.centring import centre_particles
+from jimjax.align.fit_data import DIAMETER
 from jimjax.align.inference import describe
+from jimjax.align.measured import MeasuredVolumes
 from jimjax.align.references import (
     MIN_MEMBERS,
     Assignment,
@@ -25,6 +28,7 @@ from jimjax.align.references import (
     reassign,
 )
 from jimjax.config import PredictSection, RunConfig
+from jimjax.data.subtomograms import Subtomograms, normalize
 from jimjax.evaluate.clustering import match_labels
 from jimjax.models.functional import Network
 from jimjax.ops import mixture
@@ -48,11 +52,28 @@ def initial_memory(num_particles: int, num_classes: int, box: int) -> Memory:
     return Memory(labels, np.zeros((num_classes, box, box, box), np.float32))
 
 
+def prepare(particles: Subtomograms, config: RunConfig) -> Particles:
+    """Normalises particles and finds their centres.
+
+    Args:
+        particles: only volumes and tilt ranges are looked at.
+        config: the run; of its pretrain section the largest displacement.
+    """
+    volumes = normalize(particles.volumes)
+    tilt_ranges = np.asarray(particles.tilt_ranges, np.float32)
+    box = volumes.shape[-1]
+    found = centre_particles(
+        MeasuredVolumes(volumes, tilt_ranges),
+        max_shift=config.pretrain.max_shift * box,
+        diameter=DIAMETER * box,
+    )
+    return Particles(volumes, tilt_ranges, found.shifts)
+
+
 def recluster(
     key: jax.Array,
     network: Network,
-    volumes: np.ndarray,
-    tilt_ranges: np.ndarray,
+    particles: Particles,
     memory: Memory,
     config: RunConfig,
 ) -> tuple[Memory, dict[str, float]]:
@@ -61,8 +82,7 @@ def recluster(
     Args:
         key: seeds the mixture.
         network: as trained so far.
-        volumes: ``(n, z, y, x)``, normalised.
-        tilt_ranges: ``(n, 2)`` degrees.
+        particles: of ``prepare``.
         memory: of the last epoch.
         config: the run.
 
@@ -74,10 +94,10 @@ def recluster(
     """
     num_classes = config.network.num_classes
     is_first = bool((memory.labels < 0).all())
-    described = describe(network, volumes, batch_size=config.predict.batch_size)
-    particles = Particles(volumes, tilt_ranges, described)
+    particles = _describe(network, particles, config)
     if config.cluster.method == "features":
-        labels = cluster_features(key, described.features, num_classes, config)
+        features = particles.description.features
+        labels = cluster_features(key, features, num_classes, config)
         if not is_first:
             labels = match_labels(labels, memory.labels, num_classes).astype(np.int32)
         new, correlation = Memory(labels, memory.references), {}
@@ -97,14 +117,12 @@ def recluster(
 
 def final_references(
     network: Network,
-    volumes: np.ndarray,
-    tilt_ranges: np.ndarray,
+    particles: Particles,
     memory: Memory,
     config: RunConfig,
 ) -> np.ndarray:
     """References ``(k, z, y, x)`` made with the trained network, to pose particles against."""
-    described = describe(network, volumes, batch_size=config.predict.batch_size)
-    particles = Particles(volumes, tilt_ranges, described)
+    particles = _describe(network, particles, config)
     references = memory.references
     if config.cluster.method == "features":
         references = first_references(
@@ -146,6 +164,11 @@ def cluster_features(
     )
     posterior = mixture.e_step(scores, fitted)
     return np.asarray(jnp.argmax(posterior.log_responsibilities, axis=1), np.int32)
+
+
+def _describe(network: Network, particles: Particles, config: RunConfig) -> Particles:
+    described = describe(network, particles.volumes, batch_size=config.predict.batch_size)
+    return particles._replace(description=described)
 
 
 def _found_references(

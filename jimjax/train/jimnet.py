@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jimjax.config import RunConfig
 from jimjax.data import batches
-from jimjax.data.subtomograms import Subtomograms, normalize
+from jimjax.data.subtomograms import Subtomograms
 from jimjax.mesh import constrain_batch, map_batch
 from jimjax.models import functional, jimnet, weights
 from jimjax.models.functional import Network
@@ -90,8 +90,8 @@ def build_stages(
     Returns:
         Stages for ``loop.train``; their memory is an ``em.Memory``.
     """
-    volumes = normalize(particles.volumes)
-    tilt_ranges = np.asarray(particles.tilt_ranges, np.float32)
+    prepared = em.prepare(particles, config)
+    volumes, tilt_ranges = prepared.volumes, prepared.tilt_ranges
     box = volumes.shape[-1]
 
     def pair_batches(epoch: int, memory: em.Memory) -> Iterator[PairBatch]:
@@ -115,7 +115,7 @@ def build_stages(
     ) -> tuple[em.Memory, dict[str, float]]:
         current = network_of(network, state)
         epoch_key = jax.random.fold_in(key, epoch)
-        return em.recluster(epoch_key, current, volumes, tilt_ranges, memory, config)
+        return em.recluster(epoch_key, current, prepared, memory, config)
 
     return [
         molecule_stage(config, tilt_ranges, box, mesh),

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jimjax.config import ClusterSection, DataSection, NetworkSection, RunConfig
-from jimjax.data.subtomograms import Subtomograms, normalize
+from jimjax.data.subtomograms import Subtomograms
 from jimjax.io.errors import InputError
 from jimjax.models.weights import Weights
 from jimjax.train import em
@@ -47,11 +47,11 @@ def adopt(weights: Weights, particles: Subtomograms, *, num_classes: int, seed: 
         data=DataSection(contrast=weights.description.contrast),
         cluster=ClusterSection(rounds=ROUNDS, num_proposals=NUM_PROPOSALS),
     )
-    volumes, tilt_ranges = normalize(particles.volumes), np.asarray(particles.tilt_ranges)
-    key, box = jax.random.key(seed), volumes.shape[-1]
-    num = len(volumes)
+    prepared = em.prepare(particles, config)
+    key, box = jax.random.key(seed), particles.volumes.shape[-1]
+    num = len(particles)
     part = np.sort(np.random.default_rng(seed).permutation(num)[: NUM_PER_CLASS * num_classes])
     memory = em.initial_memory(len(part), num_classes, box)
-    memory, _ = em.recluster(key, weights.network, volumes[part], tilt_ranges[part], memory, config)
-    references = em.final_references(weights.network, volumes, tilt_ranges, memory, config)
+    memory, _ = em.recluster(key, weights.network, prepared.select(part), memory, config)
+    references = em.final_references(weights.network, prepared, memory, config)
     return Run(None, config, weights.network, references, particles.voxel_size)

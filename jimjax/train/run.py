@@ -158,10 +158,9 @@ def untrained_run(config: RunConfig, particles: Subtomograms) -> Run:
     _check_particles(config, particles)
     box = particles.volumes.shape[-1]
     network = jimnet.build_network(config, box)
-    volumes, tilt_ranges = _inputs(particles)
     memory = em.initial_memory(len(particles), config.network.num_classes, box)
     key = jax.random.split(jax.random.key(config.seed))[1]
-    memory, _ = em.recluster(key, network, volumes, tilt_ranges, memory, config)
+    memory, _ = em.recluster(key, network, em.prepare(particles, config), memory, config)
     return _finish(config, network, particles, memory, None)
 
 
@@ -306,8 +305,8 @@ def _finish(
     references: np.ndarray | None = None,
 ) -> Run:
     if references is None:
-        volumes, tilt_ranges = _inputs(particles)
-        references = em.final_references(network, volumes, tilt_ranges, memory, config)
+        prepared = em.prepare(particles, config)
+        references = em.final_references(network, prepared, memory, config)
     if folder is not None:
         mrc.write_stack(folder / REFERENCES, references, voxel_size=particles.voxel_size)
     return Run(folder, config, network, references, particles.voxel_size)

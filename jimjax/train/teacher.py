@@ -126,7 +126,7 @@ def read_teacher(path: PathLike, particles: Subtomograms) -> Teacher:
 def initial_memory(particles: Subtomograms, teacher: Teacher) -> em.Memory:
     """Labels and averages of the teacher, instead of those that ``em.recluster`` finds."""
     tilt_ranges = np.asarray(particles.tilt_ranges, np.float32)
-    seen = Particles(normalize(particles.volumes), tilt_ranges, None)
+    seen = Particles(normalize(particles.volumes), tilt_ranges, teacher.shifts)
     found = Alignments(teacher.rotations, teacher.shifts, np.zeros(len(particles)))
     members = [np.flatnonzero(teacher.labels == label) for label in range(teacher.num_classes)]
     references = np.stack([average_members(seen, found, each) for each in members])

@@ -31,7 +31,13 @@ def _blobs(num_each=20):
 
 def _described(volumes, features):
     no_maps = np.zeros((len(volumes), 1))
-    return Particles(volumes, None, Description(features, None, no_maps))
+    centres = np.zeros((len(volumes), 3))
+    return Particles(volumes, None, centres, Description(features, None, no_maps))
+
+
+def _in_the_middle(volumes):
+    num = len(volumes)
+    return Particles(volumes, np.tile(np.float32([-60, 60]), (num, 1)), np.zeros((num, 3)))
 
 
 def test_blobs_far_apart_are_told_apart(key):
@@ -56,10 +62,9 @@ def test_fewer_features_than_clusters_are_an_error(key):
 def test_fewer_particles_than_clusters_are_an_error(method, key, tiny_jimnet, smooth_volumes):
     config = dataclasses.replace(CONFIG, cluster=ClusterSection(method=method))
     memory = em.initial_memory(2, 3, BOX)
-    tilt_ranges = np.tile([-60.0, 60.0], (2, 1))
     volumes = smooth_volumes(2, BOX)
     with pytest.raises(ValueError, match="3"):
-        em.recluster(key, tiny_jimnet, volumes, tilt_ranges, memory, config)
+        em.recluster(key, tiny_jimnet, _in_the_middle(volumes), memory, config)
 
 
 def test_nothing_is_known_before_the_first_clustering():
@@ -69,13 +74,12 @@ def test_nothing_is_known_before_the_first_clustering():
 
 
 def test_labels_of_the_next_epoch_keep_their_names(key, tiny_jimnet, smooth_volumes):
-    volumes = smooth_volumes(12, BOX)
-    tilt_ranges = np.tile([-60.0, 60.0], (12, 1))
+    particles = _in_the_middle(smooth_volumes(12, BOX))
     memory = em.initial_memory(12, 3, BOX)
-    first, numbers = em.recluster(key, tiny_jimnet, volumes, tilt_ranges, memory, CONFIG)
+    first, numbers = em.recluster(key, tiny_jimnet, particles, memory, CONFIG)
     assert numbers["share_kept"] == 0.0
     renamed = first._replace(labels=(first.labels + 1) % 3)
-    second, numbers = em.recluster(key, tiny_jimnet, volumes, tilt_ranges, renamed, CONFIG)
+    second, numbers = em.recluster(key, tiny_jimnet, particles, renamed, CONFIG)
     np.testing.assert_array_equal(second.labels, renamed.labels)
     assert numbers["share_kept"] == 1.0
 
@@ -141,11 +145,8 @@ def test_cluster_without_particles_gets_half_of_the_largest(tiny_jimnet, smooth_
     truth = np.repeat([0, 1, 2], 10)
     noise = np.random.default_rng(0).normal(size=(30, BOX, BOX, BOX))
     volumes = normalize((kinds[truth] + 0.2 * noise).astype(np.float32))
-    particles = Particles(
-        volumes,
-        np.tile(np.float32([-60, 60]), (30, 1)),
-        describe(tiny_jimnet, volumes, batch_size=30),
-    )
+    described = describe(tiny_jimnet, volumes, batch_size=30)
+    particles = _in_the_middle(volumes)._replace(description=described)
     mixed = _assignment(kinds[[0, 1, 0]], np.minimum(truth, 1))
     cluster = dataclasses.replace(CONFIG.cluster, rounds=1)
     config = dataclasses.replace(CONFIG, cluster=cluster)
