@@ -66,7 +66,7 @@ Plan = tuple[Sweep | Nearby, ...]
 
 REFINE_PLAN: Plan = (
     Nearby(4.35, 5),
-    *[Nearby(4.35, 2, with_twins=True)] * 3,  # what is a twin changes as averages improve
+    *[Nearby(4.35, 2, with_twins=True)] * 4,  # what is a twin changes as averages improve
     Nearby(5.7, 3),
 )
 PLAN: Plan = (

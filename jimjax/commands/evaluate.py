@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
     from jimjax.data.columns import Annotations
@@ -30,6 +32,8 @@ class Evaluate:
         per_class: add the scores of each true class, as "per_class" by its number in TRUTH.
         rounded_shifts: round relative shifts to voxels before they are compared, as Gum-Net's
             published evaluation does.
+        symmetry: point group of all true classes, such as D4, its axes as RELION has them in the
+            frame of the true poses; of equivalent poses the nearest counts.
         out: also write the JSON object to this file.
         seed: of the pairs drawn when there are more than 200,000.
         voxel_size: angstrom, for both; from the STAR files or the headers if not given.
@@ -40,6 +44,7 @@ class Evaluate:
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     per_class: tyro.conf.FlagCreatePairsOff[bool] = False
     rounded_shifts: tyro.conf.FlagCreatePairsOff[bool] = False
+    symmetry: str = "C1"
     out: Path | None = None
     seed: int = 0
     voxel_size: float | None = None
@@ -51,13 +56,11 @@ class Evaluate:
         if self.out is not None:
             files.check_output_file(self.out, [self.classes, self.truth])
         predicted, true = read_matched(self.classes, self.truth, voxel_size=self.voxel_size)
-        scores: dict[str, Any] = score(
-            predicted, true, seed=self.seed, is_shift_rounded=self.rounded_shifts
-        )
+        how = {"seed": self.seed, "is_shift_rounded": self.rounded_shifts}
+        how["groups"] = _same_group(self.symmetry, true.labels)
+        scores: dict[str, Any] = score(predicted, true, **how)
         if self.per_class:
-            scores["per_class"] = score_per_class(
-                predicted, true, seed=self.seed, is_shift_rounded=self.rounded_shifts
-            )
+            scores["per_class"] = score_per_class(predicted, true, **how)
         if self.out is not None:
             files.write_json(self.out, scores)
         if self.json:
@@ -68,6 +71,20 @@ class Evaluate:
         for number, of_class in each.items():
             print(f"\nclass {number}")
             _print_scores(of_class)
+
+
+def _same_group(name: str, labels: "np.ndarray") -> "list[np.ndarray]":
+    """The elements of a point group for each class."""
+    import numpy as np
+
+    from jimjax.io.errors import InputError
+    from jimjax.ops import point_group
+
+    try:
+        group = np.asarray(point_group(name))
+    except ValueError as problem:
+        raise InputError(f"--symmetry: {problem}") from problem
+    return [group] * (int(labels.max()) + 1)
 
 
 def _print_scores(scores: dict[str, float]) -> None:
@@ -101,6 +118,7 @@ def score(
     *,
     seed: int = 0,
     is_shift_rounded: bool = False,
+    groups: "Sequence[np.ndarray] | None" = None,
 ) -> dict[str, float]:
     """Scores predictions against the truth in the same order."""
     from jimjax.evaluate import evaluate
@@ -114,6 +132,7 @@ def score(
         true.shifts,
         seed=seed,
         is_shift_rounded=is_shift_rounded,
+        groups=groups,
     )
 
 
@@ -123,6 +142,7 @@ def score_per_class(
     *,
     seed: int = 0,
     is_shift_rounded: bool = False,
+    groups: "Sequence[np.ndarray] | None" = None,
 ) -> dict[str, dict[str, float]]:
     """Scores poses within each true class.
 
@@ -131,6 +151,7 @@ def score_per_class(
         true: in the same order.
         seed: of the pairs, if they are too many.
         is_shift_rounded: as of ``jimjax.evaluate.evaluate``.
+        groups: likewise.
 
     Returns:
         By class number, from 1: pose scores, and the share of its particles that lie in its most
@@ -146,9 +167,8 @@ def score_per_class(
         if rows.size > 1:
             poses = predicted.rotations[rows], predicted.shifts[rows]
             truth = true.labels[rows], true.rotations[rows], true.shifts[rows]
-            errors = relative_pose_errors(
-                *poses, *truth, seed=seed, is_shift_rounded=is_shift_rounded
-            )
+            how = {"is_shift_rounded": is_shift_rounded, "groups": groups}
+            errors = relative_pose_errors(*poses, *truth, seed=seed, **how)
             together = np.bincount(predicted.labels[rows]).max() / rows.size
             scores[str(label + 1)] = {"share_together": float(together), **score_poses(errors)}
     return scores

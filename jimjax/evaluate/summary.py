@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from jimjax.evaluate.clustering import score_clustering
@@ -21,13 +23,14 @@ def evaluate(
     max_pairs: int = MAX_PAIRS,
     seed: int = 0,
     is_shift_rounded: bool = False,
+    groups: Sequence[np.ndarray] | None = None,
 ) -> dict[str, float]:
     """Scores predicted classes and poses against the truth, ready for a JSON file.
 
     Class numbers and the frame of each class are free: permuting the classes, or turning and
     moving the reference of a class, changes no score. Poses are compared over pairs of particles
-    of the same true class, whatever class was predicted. No point-group symmetry is divided out:
-    for a symmetric particle the pose errors are upper bounds.
+    of the same true class, whatever class was predicted. Without ``groups`` no symmetry is divided
+    out: for a symmetric particle the pose errors are then upper bounds.
 
     Args:
         labels: ``(n,)`` predicted classes, integers.
@@ -39,6 +42,7 @@ def evaluate(
         max_pairs: if there are more pairs, a random subset of this size is used.
         seed: of that subset.
         is_shift_rounded: see :func:`relative_pose_errors`.
+        groups: point group of each true class; see :func:`relative_pose_errors`.
 
     Returns:
         ``clustering_accuracy``, ``ari``, ``v_measure``; ``rotation_error_mean``, ``_std``,
@@ -53,6 +57,7 @@ def evaluate(
     scores = score_clustering(labels, true_labels)
     truth = (true_labels, true_rotations, true_shifts)
     how = {"max_pairs": max_pairs, "seed": seed, "is_shift_rounded": is_shift_rounded}
+    how["groups"] = groups
     errors = relative_pose_errors(rotations, shifts, *truth, **how)
     scores |= score_poses(errors)
     scores["num_particles"] = float(np.asarray(true_labels).size)

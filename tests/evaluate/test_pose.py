@@ -46,6 +46,32 @@ def test_perfect_poses_have_no_error():
     np.testing.assert_allclose(errors.translation, 0, atol=1e-12)
 
 
+def test_equivalent_poses_of_a_symmetric_class_have_no_error():
+    labels, rotations, shifts = _truth()
+    group = Rotation.create_group("D4").as_matrix()
+    none = np.eye(3)[None]
+    drawn = group[np.random.default_rng(3).integers(8, size=NUM)]
+    drawn[labels != 1] = np.eye(3)
+    frames = Rotation.random(3, random_state=5).as_matrix()[labels]
+    given = rotations @ drawn @ frames, shifts, labels, rotations, shifts
+    modulo = pose.relative_pose_errors(*given, groups=[none, group, none])
+    np.testing.assert_allclose(modulo.rotation, 0, atol=1e-12)
+    np.testing.assert_allclose(modulo.translation, 0, atol=1e-12)
+    assert pose.relative_pose_errors(*given).rotation.max() > 1
+    with pytest.raises(ValueError, match="2 classes, class 2"):
+        pose.relative_pose_errors(*given, groups=[none, group])
+
+
+def test_symmetry_brings_chance_down():
+    labels, rotations, shifts = _truth(300)
+    random = Rotation.random(300, random_state=9).as_matrix()
+    groups = [Rotation.create_group("D4").as_matrix()] * 3
+    given = random, shifts, labels, rotations, shifts
+    modulo = pose.relative_pose_errors(*given, groups=groups).rotation
+    assert modulo.mean() < 0.7 * pose.relative_pose_errors(*given).rotation.mean()
+    assert modulo.mean() > 0.8
+
+
 def test_the_frame_of_each_class_is_free():
     labels, rotations, shifts = _truth()
     frames = Rotation.random(3, random_state=5).as_matrix()[labels]
