@@ -1,6 +1,7 @@
 """``jimjax benchmark alignment``: what it writes, and that it goes on where it was."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,10 @@ from jimjax import cli
 from jimjax.align import fit as fitting
 from jimjax.align.fit_steps import Nearby, Sweep
 from jimjax.cli import main
-from jimjax.commands import benchmark, benchmark_pairs
+from jimjax.commands import benchmark, benchmark_methods, benchmark_pairs
+from jimjax.data.phantom import demo_phantoms, render
+from jimjax.io import mrc
+from jimjax.ops import about_axis, point_group, resample, symmetrize
 from jimjax.progress import Interrupted
 
 SWEEPS = Sweep(2.35, 72, 0.1, 0.1, 2), Nearby(2.35, 1)
@@ -87,3 +91,52 @@ def test_interrupted_benchmark_can_go_on(tmp_path, monkeypatch, capsys):
     arguments = ["benchmark", "alignment", "--out", str(tmp_path), "--snr", "1", "--methods", "em"]
     assert main(arguments) == 75
     assert "go on with the same command" in capsys.readouterr().err
+
+
+def test_symmetric_structure_is_scored_modulo_its_group(tmp_path, monkeypatch):
+    volume = render(demo_phantoms(1, shape=(16,) * 3)[0], (16,) * 3)
+    volume = symmetrize(volume, point_group("C4"))
+    turned = resample.rotate(volume, about_axis(0, 0.7), order=3)
+    path = tmp_path / "c4.mrc"
+    mrc.write_volume(path, np.asarray(turned), voxel_size=24.0)
+    arguments = ["benchmark", "alignment", "--structures", str(path), "--snr", "50"]
+
+    def found(particles, options, **how):
+        """The truth, but every other particle turned by an element of the group."""
+        (truth,) = told
+        turns = np.asarray(point_group("C4"))[np.arange(len(truth)) % 4]
+        return SimpleNamespace(
+            labels=truth.labels,
+            rotations=truth.rotations @ turns,
+            shifts=truth.shifts,
+            volumes=np.zeros((1, 16, 16, 16)),
+        )
+
+    told = []
+    hide = benchmark_methods.Case.hide
+    monkeypatch.setattr(
+        benchmark_methods.Case, "hide", lambda case, own: told.append(own) or hide(case, own)
+    )
+    monkeypatch.setattr(fitting, "fit", found)
+    errors = {}
+    for group in ("C1", "C4"):
+        out = tmp_path / group
+        told.clear()
+        symmetry = ["--symmetries", group, "--methods", "em", "--out", str(out)]
+        assert main([*arguments, *symmetry]) == 0
+        result = json.loads((out / "results.json").read_text())["results"][0]
+        errors[group] = result["rotation_error_mean"]
+    assert errors["C4"] < 1e-3 < 1 < errors["C1"]
+
+
+def test_structure_without_the_symmetry_is_an_error(tmp_path, capsys):
+    path = tmp_path / "c1.mrc"
+    volume = render(demo_phantoms(1, shape=(16,) * 3)[0], (16,) * 3)
+    mrc.write_volume(path, np.asarray(volume), voxel_size=24.0)
+    arguments = ["benchmark", "alignment", "--structures", str(path), "--out", str(tmp_path / "o")]
+    assert main([*arguments, "--symmetries", "D4"]) == 2
+    assert "is not D4" in capsys.readouterr().err
+    assert main([*arguments, "--symmetries", "D4", "C1"]) == 2
+    assert "one of each" in capsys.readouterr().err
+    assert main([*arguments, "--symmetries", "E8"]) == 2
+    assert "--symmetries" in capsys.readouterr().err

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SNRS = (100.0, 0.1, 0.05, 0.03, 0.01)
 BOX, VOXEL_SIZE, TILT_RANGE, MAX_SHIFT = 32, 12.0, (-60.0, 60.0), 6.0
 MTF = 0.4  # of Nyquist, as simulated for data of this kind
+LEAST_SIMILARITY = 0.98  # of a symmetric structure and its copies
 NUM_PHANTOMS = 5  # classes where no structures are given
 Method = Literal["em", "em-fresh", "true-maps", "jimnet", "jimnet+em", "ht", "fa", "search"]
 PRESETS = {"small": Preset(100, 50, None), "paper": Preset(1000, 200, 20000)}
@@ -46,6 +47,8 @@ class Benchmark:
         out: folder to write.
         preset: small: 100 particles of each class, an hour on two cores; paper: 1000, for a GPU.
         structures: .pdb .cif .mrc and so on, one per class; five built-in phantoms if not given.
+        symmetries: point group of each structure, such as C1 or D4; all C1 if not given. Poses of
+            a symmetric structure are scored modulo its group, which no method is told.
         snr: variance of signal over variance of noise.
         methods: which to run.
         ctf: simulate with a contrast transfer function at 2 micrometre underfocus, the same for
@@ -58,6 +61,7 @@ class Benchmark:
     out: Path
     preset: Literal["small", "paper"] = "small"
     structures: tuple[Path, ...] = ()
+    symmetries: tuple[str, ...] = ()
     snr: tuple[float, ...] = SNRS
     methods: tuple[Method, ...] = (
         "em",
@@ -82,13 +86,15 @@ class Benchmark:
         settings = {
             "preset": self.preset,
             "structures": [path.name for path in self.structures] or ["phantoms"],
+            "symmetries": list(self.symmetries),
             "ctf": self.ctf,
             "seed": self.seed,
         }
+        densities = self._densities()
         self._remember(settings)
         with training_exits(self.out, "the same command"):
             for snr in self.snr:
-                self._measure(snr)
+                self._measure(snr, densities)
         results = self._results()
         files.write_json(self.out / "results.json", {**settings, "results": results})
         table = make_table(results, [path.name.split(".")[0] for path in self.structures])
@@ -99,6 +105,7 @@ class Benchmark:
     def _check(self) -> None:
         from jimjax.commands import files
         from jimjax.io.errors import InputError
+        from jimjax.ops import point_group
 
         files.check_output_folder(self.out)
         if not all(snr > 0 for snr in self.snr):
@@ -108,6 +115,16 @@ class Benchmark:
         for path in self.structures:
             if not path.is_file():
                 raise InputError(f"{path}: no such file")
+        if self.symmetries and len(self.symmetries) != len(self.structures):
+            raise InputError(
+                f"--symmetries names {len(self.symmetries)} point groups for "
+                f"{len(self.structures)} structures; give one of each"
+            )
+        for name in self.symmetries:
+            try:
+                point_group(name)
+            except ValueError as problem:
+                raise InputError(f"--symmetries: {problem}") from problem
 
     def _remember(self, settings: dict[str, Any]) -> None:
         """Keeps what was asked for; a folder of another benchmark is not mixed with this one."""
@@ -128,7 +145,7 @@ class Benchmark:
         order = {method: place for place, method in enumerate(METHODS)}
         return sorted(found, key=lambda result: (-result["snr"], order[result["method"]]))
 
-    def _measure(self, snr: float) -> None:
+    def _measure(self, snr: float, densities: list) -> None:
         """Runs the methods whose results at one noise are not there yet."""
         from jimjax.commands import files
         from jimjax.commands.progress import say
@@ -139,8 +156,9 @@ class Benchmark:
         if not missing:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        fitted, fresh, maps = self._particles(snr)
-        case = Case(fitted, fresh, maps, folder, MAX_SHIFT, self.seed, PRESETS[self.preset])
+        fitted, fresh, maps = self._particles(snr, densities)
+        groups = self._groups(len(maps))
+        case = Case(fitted, fresh, maps, groups, folder, MAX_SHIFT, self.seed, PRESETS[self.preset])
         for method in missing:
             say(f"{method} at SNR {snr:g}")
             started = time.monotonic()
@@ -155,20 +173,36 @@ class Benchmark:
             }
             files.write_json(paths[method], result)
 
-    def _particles(self, snr: float) -> tuple["Subtomograms", "Subtomograms", "np.ndarray"]:
+    def _groups(self, num_classes: int) -> "list[np.ndarray]":
+        import numpy as np
+
+        from jimjax.ops import point_group
+
+        return [np.asarray(point_group(name)) for name in self.symmetries or ["C1"] * num_classes]
+
+    def _densities(self) -> list:
+        """Arrays of the structures, or phantoms; symmetric ones in the setting of their group."""
+        from jimjax.data.phantom import demo_phantoms
+        from jimjax.data.structures import density_from_file
+
+        if not self.structures:
+            return demo_phantoms(NUM_PHANTOMS, self.seed, shape=(BOX,) * 3)
+        grid = {"voxel_size": VOXEL_SIZE, "resolution": 2 * VOXEL_SIZE, "box": BOX}
+        densities = [density_from_file(path, **grid) for path in self.structures]
+        for number, name in enumerate(self.symmetries):
+            densities[number] = _turn(densities[number], name, self.structures[number])
+        return densities
+
+    def _particles(
+        self, snr: float, densities: list
+    ) -> tuple["Subtomograms", "Subtomograms", "np.ndarray"]:
         """Particles to fit, fresh ones, and the densities with the particles' contrast."""
         import jax
         import numpy as np
 
-        from jimjax.data.phantom import demo_phantoms, render
+        from jimjax.data.phantom import render
         from jimjax.data.simulate import CtfParameters, simulate
-        from jimjax.data.structures import density_from_file
 
-        grid = {"voxel_size": VOXEL_SIZE, "resolution": 2 * VOXEL_SIZE, "box": BOX}
-        if self.structures:
-            densities = [density_from_file(path, **grid) for path in self.structures]
-        else:
-            densities = demo_phantoms(NUM_PHANTOMS, self.seed, shape=(BOX,) * 3)
         preset = PRESETS[self.preset]
         keys = jax.random.split(jax.random.key(self.seed))
         fitted, fresh = (
@@ -187,3 +221,27 @@ class Benchmark:
         )
         drawn = densities if self.structures else [render(own, (BOX,) * 3) for own in densities]
         return fitted, fresh, -np.stack(drawn)
+
+
+def _turn(density: "np.ndarray", group: str, path: Path) -> "np.ndarray":
+    """Turns a density into the setting of its point group.
+
+    Raises:
+        InputError: if it does not have that symmetry.
+    """
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jimjax.align.symmetry_axes import find_setting
+    from jimjax.io.errors import InputError
+    from jimjax.ops import resample
+
+    rotation, similarity = find_setting(density, group)
+    if similarity < LEAST_SIMILARITY:
+        raise InputError(
+            f"{path}: is not {group}: copies of it correlate by {similarity:.2f} with it at best"
+        )
+    if np.array_equal(rotation, np.eye(3)):
+        return density
+    turned = resample.rotate(jnp.asarray(density), jnp.asarray(rotation, jnp.float32), order=3)
+    return np.asarray(turned)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,6 +36,8 @@ class Case(NamedTuple):
         fitted: particles to fit or train on.
         fresh: particles of the same classes that nothing is fitted to.
         maps: ``(num_classes, z, y, x)``, the densities that both were made of, as dark as they are.
+        groups: of each class the rotations ``(order, 3, 3)`` that leave its density as it is; only
+            to score with.
         folder: where it may keep what others use.
         max_shift: of the particles, voxels along each axis.
         seed: of all that is random.
@@ -45,6 +47,7 @@ class Case(NamedTuple):
     fitted: "Subtomograms"
     fresh: "Subtomograms"
     maps: "np.ndarray"
+    groups: "Sequence[np.ndarray]"
     folder: Path
     max_shift: float
     seed: int
@@ -63,7 +66,7 @@ class Case(NamedTuple):
 Measured = tuple[dict[str, Any], dict[str, Any]]
 
 
-def _score(found: Any, truth: "Subtomograms") -> dict[str, Any]:
+def _score(case: Case, found: Any, truth: "Subtomograms") -> dict[str, Any]:
     import numpy as np
 
     from jimjax.evaluate import evaluate
@@ -71,7 +74,7 @@ def _score(found: Any, truth: "Subtomograms") -> dict[str, Any]:
     def part(rows: "np.ndarray") -> dict[str, float]:
         own = (field[rows] for field in (found.labels, found.rotations, found.shifts))
         true = (field[rows] for field in (truth.labels, truth.rotations, truth.shifts))
-        return evaluate(*own, *true)
+        return evaluate(*own, *true, groups=case.groups)
 
     scores: dict[str, Any] = part(np.arange(len(truth)))
     names = ("rotation_error_mean", "rotation_error_median", "translation_error_mean")
@@ -99,7 +102,7 @@ def _measure_em(case: Case) -> Measured:
     seconds = time.monotonic() - started
     np.save(case.folder / "averages.npy", found.volumes)
     details = {"seconds_per_particle": seconds / len(case.fitted), "scored_on": "fitted"}
-    return _score(found, case.fitted), details
+    return _score(case, found, case.fitted), details
 
 
 def _measure_em_fresh(case: Case) -> Measured:
@@ -120,7 +123,7 @@ def _pose_fresh(case: Case, references: "np.ndarray") -> Measured:
     found = _em(case, particles=case.fresh, references=references)
     seconds = time.monotonic() - started
     details = {"seconds_per_particle": seconds / len(case.fresh), "scored_on": "fresh"}
-    return _score(found, case.fresh), details
+    return _score(case, found, case.fresh), details
 
 
 def _open_run(case: Case) -> tuple[Any, dict[str, Any]]:
@@ -166,7 +169,7 @@ def _measure_jimnet(case: Case) -> Measured:
     found = predict(run, case.hide(case.fresh))
     seconds = time.monotonic() - started
     details |= {"seconds_per_particle": seconds / len(case.fresh), "scored_on": "fresh"}
-    return _score(found, case.fresh), details
+    return _score(case, found, case.fresh), details
 
 
 def _measure_jimnet_em(case: Case) -> Measured:
@@ -180,7 +183,7 @@ def _measure_jimnet_em(case: Case) -> Measured:
     found = _em(case, start=start, plan=FINISH_PLAN)
     seconds = time.monotonic() - started - details.get("training_seconds", 0)
     details |= {"seconds_per_particle": seconds / len(case.fitted), "scored_on": "fitted"}
-    return _score(found, case.fitted), details
+    return _score(case, found, case.fitted), details
 
 
 METHODS: dict[str, Callable[[Case], Measured]] = {

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class _Case(Protocol):
     """What is used of a benchmark's case."""
 
     fresh: "Subtomograms"
+    groups: "Sequence[np.ndarray]"
     max_shift: float
     seed: int
 
@@ -41,7 +42,7 @@ def _measure_pairs(
     import jax.numpy as jnp
     import numpy as np
 
-    from jimjax.evaluate.pose import PoseErrors, relative_poses, sample_pairs, score_poses
+    from jimjax.evaluate.pose import compare_relative, sample_pairs, score_poses
 
     truth = case.fresh
     first, second = sample_pairs(truth.labels, max_pairs=NUM_PAIRS, seed=case.seed)
@@ -60,11 +61,10 @@ def _measure_pairs(
     started = time.monotonic()
     rotations, shifts = zip(*map(find, first, second), strict=True)
     seconds = time.monotonic() - started
-    relative, moved = relative_poses(truth.rotations, truth.shifts, first, second)
-    errors = PoseErrors(
-        np.linalg.norm(np.array(rotations) - relative, axis=(1, 2)),
-        np.linalg.norm(np.array(shifts) - moved, axis=1),
-    )
+    errors = compare_relative(
+        np.array(rotations), np.array(shifts), truth.labels, truth.rotations, truth.shifts,
+        (first, second), groups=case.groups,
+    )  # fmt: skip
     details = {"seconds_per_particle": seconds / len(first), "scored_on": "fresh"}
     return score_poses(errors), details
 

@@ -15,6 +15,7 @@ import numpy as np
 __all__ = [
     "MAX_PAIRS",
     "PoseErrors",
+    "compare_relative",
     "relative_pose_errors",
     "relative_poses",
     "rotation_error_degrees",
@@ -148,27 +149,59 @@ def relative_pose_errors(
         for name, values in (("shifts", shifts), ("true_shifts", true_shifts))
     )
     first, second = sample_pairs(true_labels, max_pairs=max_pairs, seed=seed)
-    rotation, shift = relative_poses(rotations, shifts, first, second)
-    if groups is not None and len(groups) <= np.max(true_labels):
+    found = relative_poses(rotations, shifts, first, second)
+    return compare_relative(
+        *found, true_labels, true_rotations, true_shifts, (first, second),
+        is_shift_rounded=is_shift_rounded, groups=groups,
+    )  # fmt: skip
+
+
+def compare_relative(
+    rotations: np.ndarray,
+    shifts: np.ndarray,
+    true_labels: np.ndarray,
+    true_rotations: np.ndarray,
+    true_shifts: np.ndarray,
+    pairs: tuple[np.ndarray, np.ndarray],
+    *,
+    is_shift_rounded: bool = False,
+    groups: Sequence[np.ndarray] | None = None,
+) -> PoseErrors:
+    """Compares relative poses with the true ones of the same pairs.
+
+    Args:
+        rotations: ``(num_pairs, 3, 3)``, first particle into second.
+        shifts: ``(num_pairs, 3)``, voxels.
+        true_labels: ``(n,)`` integers.
+        true_rotations: ``(n, 3, 3)``, reference to particle.
+        true_shifts: ``(n, 3)``, voxels.
+        pairs: first and second particle of each pair, of one class.
+        is_shift_rounded: see :func:`relative_pose_errors`.
+        groups: likewise.
+
+    Raises:
+        ValueError: if a class has no group.
+    """
+    labels, (first, second) = np.asarray(true_labels), pairs
+    if groups is not None and len(groups) <= labels.max():
         raise ValueError(
-            f"groups are given for {len(groups)} classes, class {np.max(true_labels)} has none"
+            f"groups are given for {len(groups)} classes, class {labels.max()} has none"
         )
     best = PoseErrors(np.full(len(first), np.inf), np.empty(len(first)))
-    class_of_pair = np.asarray(true_labels)[first]
-    for label in np.unique(class_of_pair):
-        pairs = np.flatnonzero(class_of_pair == label)
+    for label in np.unique(labels[first]):
+        rows = np.flatnonzero(labels[first] == label)
         group = np.eye(3)[None] if groups is None else np.asarray(groups[label], np.float64)
         for element in group:
             true_rotation, true_shift = relative_poses(
-                true_rotations, true_shifts, first[pairs], second[pairs], element
+                true_rotations, true_shifts, first[rows], second[rows], element
             )
-            rotation_error = np.linalg.norm(rotation[pairs] - true_rotation, axis=(1, 2))
-            moved = shift[pairs] - true_shift
+            rotation_error = np.linalg.norm(rotations[rows] - true_rotation, axis=(1, 2))
+            moved = shifts[rows] - true_shift
             if is_shift_rounded:
-                moved = np.round(shift[pairs]) - np.round(true_shift)
-            is_better = rotation_error < best.rotation[pairs]
-            best.rotation[pairs[is_better]] = rotation_error[is_better]
-            best.translation[pairs[is_better]] = np.linalg.norm(moved[is_better], axis=1)
+                moved = np.round(shifts[rows]) - np.round(true_shift)
+            is_better = rotation_error < best.rotation[rows]
+            best.rotation[rows[is_better]] = rotation_error[is_better]
+            best.translation[rows[is_better]] = np.linalg.norm(moved[is_better], axis=1)
     return best
 
 
