@@ -21,12 +21,11 @@ from jimjax.mesh import map_batch
 from jimjax.models import functional, gumnet, weights
 from jimjax.models.functional import Network
 from jimjax.ops import resample, wedge
-from jimjax.ops.correlation import aligned_correlation, pearson
+from jimjax.ops.correlation import pearson
 from jimjax.ops.rotation import Pose
-from jimjax.train import losses
-from jimjax.train.jimnet import SIGNS, molecule_batches, molecules_of, num_pretrain
+from jimjax.train import losses, pretraining
 from jimjax.train.loop import Stage
-from jimjax.train.molecules import observe_molecules
+from jimjax.train.molecules import MoleculePairs
 from jimjax.train.step import LossResult
 
 PRESETS = {"small": gumnet.small, "paper": gumnet.paper}
@@ -88,28 +87,17 @@ def build_stages(config: RunConfig, particles: Subtomograms, mesh: Mesh) -> list
 
 def molecule_stage(config: RunConfig, tilt_ranges: np.ndarray, box: int, mesh: Mesh) -> Stage:
     """Pre-training on random molecules, observed with tilt ranges ``(n, 2)`` of particles."""
-    num_rounds, num_steps = num_pretrain(config)
-    molecules, sign = molecules_of(config), SIGNS[config.data.contrast]
 
-    def loss(
-        network: Network, tilt_ranges: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, LossResult]:
-        pairs = observe_molecules(key, tilt_ranges, molecules, box=box, sign=sign, mesh=mesh)
-        found, stats = functional.apply(network, pairs.source, pairs.target, train=True)
+    def score(found: Pose, made: MoleculePairs) -> tuple[jax.Array, dict[str, jax.Array]]:
         each = jax.vmap(lambda found, true: losses.pose_loss(found, true, box=box))
-        value = jnp.mean(each(found, pairs.pose))
-        distance = jnp.sum((found.rotation - pairs.pose.rotation) ** 2, axis=(1, 2))
-        shift = jnp.linalg.norm(found.shift - pairs.pose.shift, axis=-1)
-        metrics = {
+        distance = jnp.sum((found.rotation - made.pose.rotation) ** 2, axis=(1, 2))
+        shift = jnp.linalg.norm(found.shift - made.pose.shift, axis=-1)
+        return jnp.mean(each(found, made.pose)), {
             "rotation_error": jnp.median(jnp.sqrt(distance)),
             "shift_error": jnp.median(shift),
         }
-        return value, LossResult(stats, metrics)
 
-    def made(epoch: int, memory: Any) -> Iterator[np.ndarray]:
-        yield from molecule_batches(config, tilt_ranges, num_steps, epoch)
-
-    return Stage("molecules", num_rounds, loss, made, num_steps)
+    return pretraining.molecule_stage(config, tilt_ranges, box, mesh, score)
 
 
 def _pair_loss(config: RunConfig, mesh: Mesh) -> Any:
@@ -117,28 +105,16 @@ def _pair_loss(config: RunConfig, mesh: Mesh) -> Any:
 
     def loss(network: Network, batch: AnyPairs, key: jax.Array) -> tuple[jax.Array, LossResult]:
         poses, stats = functional.apply(network, batch.source, batch.target, train=True)
-        each = _correlations(batch, poses, section.cutoff, mesh)
+        ranges = batch.source_tilt_range, batch.target_tilt_range
+        each = losses.pair_correlations(
+            batch.source, batch.target, poses, *ranges, cutoff=section.cutoff, mesh=mesh
+        )
         value = jnp.mean(1 - each)
         if section.loss == "imputed":
             value = 1 - pearson(_imputed(batch, poses, mesh), batch.target) ** 2
         return value, LossResult(stats, {"correlation": jnp.mean(each)})
 
     return loss
-
-
-def _correlations(batch: AnyPairs, poses: Pose, cutoff: float, mesh: Mesh) -> jax.Array:
-    def correlate(source: jax.Array, target: jax.Array, *ranges: jax.Array) -> jax.Array:
-        pose = Pose(*ranges[2:])
-        return aligned_correlation(
-            source,
-            target,
-            pose,
-            source_tilt_range=ranges[0],
-            target_tilt_range=ranges[1],
-            cutoff=cutoff,
-        )
-
-    return map_batch(correlate, mesh)(*batch, *poses)
 
 
 def _imputed(batch: AnyPairs, poses: Pose, mesh: Mesh) -> jax.Array:

@@ -13,21 +13,18 @@ from jax.sharding import Mesh
 from jimjax.config import RunConfig
 from jimjax.data import batches
 from jimjax.data.subtomograms import Subtomograms
-from jimjax.mesh import constrain_batch, map_batch
-from jimjax.models import functional, jimnet, weights
+from jimjax.models import jimnet, weights
 from jimjax.models.functional import Network
 from jimjax.ops import matching
-from jimjax.ops.correlation import aligned_correlation
 from jimjax.ops.rotation import Pose
-from jimjax.train import em, losses
+from jimjax.train import em, losses, pretraining
 from jimjax.train.loop import Stage
-from jimjax.train.molecules import MoleculeConfig, observe_molecules
+from jimjax.train.molecules import MoleculePairs
+from jimjax.train.pretraining import apply_beside, num_beside, num_pretrain, observe
 from jimjax.train.state import Optimizer, TrainState, adam, network_of
 from jimjax.train.step import LossResult
 
 PRESETS = {"small": jimnet.small, "paper": jimnet.paper}
-SIGNS = {"dark": -1.0, "light": 1.0}
-ROUND_STEPS = 50  # of pre-training, between checkpoints
 WARM_UP = 0.1  # share of a stage in which the learning rate rises
 FINAL_RATE = 0.02  # of the peak, at the end of a stage
 
@@ -98,7 +95,7 @@ def build_stages(
         labels = memory.labels
         size, seed = config.joint.batch_size, config.seed
         partners = batches.draw_partners(labels, seed=seed, epoch=epoch)
-        count = num_molecules(config, mesh.size)
+        count = num_beside(config, mesh.size)
         for sources in batches.index_batches(len(volumes), size, seed=seed, epoch=epoch):
             targets = partners[sources]
             yield PairBatch(
@@ -132,13 +129,23 @@ def build_stages(
 
 def molecule_stage(config: RunConfig, tilt_ranges: np.ndarray, box: int, mesh: Mesh) -> Stage:
     """Pre-training on random molecules, observed with tilt ranges ``(n, 2)`` of particles."""
-    num_rounds, num_steps = num_pretrain(config)
 
-    def made(epoch: int, memory: Any) -> Iterator[np.ndarray]:
-        yield from molecule_batches(config, tilt_ranges, num_steps, epoch)
+    def score(
+        aligned: jimnet.Alignment, made: MoleculePairs
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return molecule_loss(aligned, made, box)
 
-    loss = _molecule_loss(config, box, mesh)
-    return Stage("molecules", num_rounds, loss, made, num_steps)
+    return pretraining.molecule_stage(config, tilt_ranges, box, mesh, score)
+
+
+def molecule_loss(
+    aligned: jimnet.Alignment, made: MoleculePairs, box: int
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Pose errors of molecules, and how badly their features tell them apart; and what to log."""
+    alignment = losses.supervised_alignment_loss(aligned, made.pose, box=box)
+    contrast = losses.contrastive_loss(aligned.features, aligned.target_features)
+    metrics = {"alignment": alignment, "contrast": contrast, **pose_errors(aligned, made.pose)}
+    return alignment + contrast, metrics
 
 
 def _stage_lengths(config: RunConfig, num_particles: int) -> tuple[int, int]:
@@ -147,74 +154,20 @@ def _stage_lengths(config: RunConfig, num_particles: int) -> tuple[int, int]:
     return num_rounds * num_steps, config.joint.epochs * per_epoch
 
 
-def num_pretrain(config: RunConfig) -> tuple[int, int]:
-    """Rounds of the pre-training, each logged and saved, and steps in each; 0 if there are none."""
-    steps = config.pretrain.steps
-    num_rounds = min(steps, max(1, steps // ROUND_STEPS))
-    return num_rounds, steps // max(1, num_rounds)
-
-
-def num_molecules(config: RunConfig, num_devices: int) -> int:
-    """Molecules beside a batch of pairs, a multiple of the devices."""
-    wanted = config.joint.molecule_share * config.joint.batch_size
-    return int(np.ceil(wanted / num_devices)) * num_devices
-
-
-def molecule_batches(
-    config: RunConfig, tilt_ranges: np.ndarray, num_steps: int, epoch: int
-) -> Iterator[np.ndarray]:
-    """Tilt ranges as they occur among the particles, for molecules to be observed with."""
-    generator = np.random.default_rng([config.seed, epoch, *b"tilt ranges"])
-    for _ in range(num_steps):
-        yield tilt_ranges[generator.integers(len(tilt_ranges), size=config.pretrain.batch_size)]
-
-
-def molecules_of(config: RunConfig) -> MoleculeConfig:
-    """The family of molecules of a configuration."""
-    section = config.pretrain
-    return MoleculeConfig(
-        snr_min=section.snr_min, snr_max=section.snr_max, max_shift=section.max_shift
-    )
-
-
-def _molecule_loss(config: RunConfig, box: int, mesh: Mesh) -> Any:
-    molecules, sign = molecules_of(config), SIGNS[config.data.contrast]
-
-    def loss(
-        network: Network, tilt_ranges: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, LossResult]:
-        pairs = observe_molecules(key, tilt_ranges, molecules, box=box, sign=sign, mesh=mesh)
-        aligned, stats = functional.apply(network, pairs.source, pairs.target, train=True)
-        alignment = losses.supervised_alignment_loss(aligned, pairs.pose, box=box)
-        contrast = losses.contrastive_loss(aligned.features, aligned.target_features)
-        metrics = {
-            "alignment": alignment,
-            "contrast": contrast,
-            **pose_errors(aligned, pairs.pose),
-        }
-        return alignment + contrast, LossResult(stats, metrics)
-
-    return loss
-
-
 def _pair_loss(config: RunConfig, box: int, mesh: Mesh) -> Any:
-    section, molecules = config.joint, molecules_of(config)
-    sign = SIGNS[config.data.contrast]
+    section = config.joint
 
     def loss(network: Network, batch: PairBatch, key: jax.Array) -> tuple[jax.Array, LossResult]:
-        num = len(batch.source)
-        made = observe_molecules(
-            key, batch.molecule_tilt_range, molecules, box=box, sign=sign, mesh=mesh
-        )
-        sources = constrain_batch(jnp.concatenate([batch.source, made.source]), mesh)
-        targets = constrain_batch(jnp.concatenate([batch.target, made.target]), mesh)
-        aligned, stats = functional.apply(network, sources, targets, train=True)
-        pairs = jax.tree.map(lambda leaf: leaf[:num], aligned)
-        shown = jax.tree.map(lambda leaf: leaf[num:], aligned)
-
+        made = observe(key, batch.molecule_tilt_range, config, box=box, mesh=mesh)
+        pairs, shown, stats = apply_beside(network, batch.source, batch.target, made, mesh)
+        ranges = batch.source_tilt_range, batch.target_tilt_range
         correlation = {
-            "coarse": _correlation(batch, pairs.coarse, section.cutoff, mesh),
-            "fine": _correlation(batch, pairs.fine, section.cutoff, mesh),
+            name: jnp.mean(
+                losses.pair_correlations(
+                    batch.source, batch.target, poses, *ranges, cutoff=section.cutoff, mesh=mesh
+                )
+            )
+            for name, poses in (("coarse", pairs.coarse), ("fine", pairs.fine))
         }
         cluster = losses.cross_entropy(pairs.logits, batch.label)
         total = section.cluster_weight * cluster
@@ -231,33 +184,12 @@ def _pair_loss(config: RunConfig, box: int, mesh: Mesh) -> Any:
             total += section.regulariser_weight * regulariser
             metrics["regulariser"] = regulariser
         if len(made.source):
-            alignment = losses.supervised_alignment_loss(shown, made.pose, box=box)
-            contrast = losses.contrastive_loss(shown.features, shown.target_features)
-            total += alignment + contrast
-            metrics |= {"alignment": alignment, "contrast": contrast}
-            metrics |= pose_errors(shown, made.pose)
+            of_molecules, more = molecule_loss(shown, made, box)
+            total += of_molecules
+            metrics |= more
         return total, LossResult(stats, metrics)
 
     return loss
-
-
-def _correlation(batch: PairBatch, poses: Pose, cutoff: float, mesh: Mesh) -> jax.Array:
-    def correlate(
-        source: jax.Array, target: jax.Array, pose: Pose, *ranges: jax.Array
-    ) -> jax.Array:
-        return aligned_correlation(
-            source,
-            target,
-            pose,
-            source_tilt_range=ranges[0],
-            target_tilt_range=ranges[1],
-            cutoff=cutoff,
-        )
-
-    each = map_batch(correlate, mesh)(
-        batch.source, batch.target, poses, batch.source_tilt_range, batch.target_tilt_range
-    )
-    return jnp.mean(each)
 
 
 def pose_errors(aligned: jimnet.Alignment, true: Pose) -> dict[str, jax.Array]:

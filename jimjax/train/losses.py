@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
 
+from jimjax.mesh import map_batch
 from jimjax.models.jimnet import Alignment
 from jimjax.ops import matching
+from jimjax.ops.correlation import aligned_correlation
 from jimjax.ops.rotation import Pose, compose, super_fibonacci
 
 GRID_CONCENTRATION = 15.0  # of the soft label on the rotation grid: about 15 degrees wide
@@ -81,3 +84,43 @@ def contrastive_loss(first: jax.Array, second: jax.Array) -> jax.Array:
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Mean cross entropy of ``(batch, classes)`` logits to integer labels."""
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1))
+
+
+def pair_correlations(
+    source: jax.Array,
+    target: jax.Array,
+    poses: Pose,
+    source_tilt_range: jax.Array,
+    target_tilt_range: jax.Array,
+    *,
+    cutoff: float,
+    mesh: Mesh,
+) -> jax.Array:
+    """Constrained correlation of each pair once the source is moved; see ``aligned_correlation``.
+
+    Args:
+        source: ``(batch, z, y, x)``.
+        target: same shape.
+        poses: ``(batch,)``, source onto target.
+        source_tilt_range: ``(batch, 2)`` degrees.
+        target_tilt_range: ``(batch, 2)`` degrees.
+        cutoff: low-pass, cycles per voxel.
+        mesh: devices that share the batch.
+
+    Returns:
+        ``(batch,)``.
+    """
+
+    def correlate(
+        source: jax.Array, target: jax.Array, pose: Pose, *ranges: jax.Array
+    ) -> jax.Array:
+        return aligned_correlation(
+            source,
+            target,
+            pose,
+            source_tilt_range=ranges[0],
+            target_tilt_range=ranges[1],
+            cutoff=cutoff,
+        )
+
+    return map_batch(correlate, mesh)(source, target, poses, source_tilt_range, target_tilt_range)

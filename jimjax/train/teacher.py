@@ -21,14 +21,12 @@ from jimjax.data.subtomograms import Subtomograms, hash_arrays, normalize
 from jimjax.io import star
 from jimjax.io.errors import InputError
 from jimjax.io.files import PathLike
-from jimjax.mesh import constrain_batch
-from jimjax.models import functional
 from jimjax.models.functional import Network
 from jimjax.ops.rotation import Pose, compose, invert
 from jimjax.train import em, losses
-from jimjax.train.jimnet import SIGNS, molecule_stage, molecules_of, num_molecules, pose_errors
+from jimjax.train.jimnet import molecule_loss, molecule_stage, pose_errors
 from jimjax.train.loop import Stage
-from jimjax.train.molecules import observe_molecules
+from jimjax.train.pretraining import apply_beside, num_beside, observe
 from jimjax.train.step import LossResult
 
 ANGLE, PROBABILITY = "jimAngleDeviation", "jimClassProbability"  # written by jimjax align
@@ -176,7 +174,7 @@ def build_stages(
             )
             weight = teacher.weights[targets]
             weight = weight * np.where(is_average, 1.0, teacher.weights[sources])
-            molecules = np.resize(tilt_ranges[targets], (num_molecules(config, mesh.size), 2))
+            molecules = np.resize(tilt_ranges[targets], (num_beside(config, mesh.size), 2))
             yield TaughtBatch(
                 chosen, volumes[targets], pose, labels, weight.astype(np.float32), molecules
             )
@@ -201,19 +199,11 @@ def _relative(source: Pose, target: Pose) -> Pose:
 
 
 def _taught_loss(config: RunConfig, box: int, mesh: Mesh) -> Any:
-    section, molecules = config.joint, molecules_of(config)
-    sign = SIGNS[config.data.contrast]
+    section = config.joint
 
     def loss(network: Network, batch: TaughtBatch, key: jax.Array) -> tuple[jax.Array, LossResult]:
-        num = len(batch.source)
-        made = observe_molecules(
-            key, batch.molecule_tilt_range, molecules, box=box, sign=sign, mesh=mesh
-        )
-        sources = constrain_batch(jnp.concatenate([batch.source, made.source]), mesh)
-        targets = constrain_batch(jnp.concatenate([batch.target, made.target]), mesh)
-        aligned, stats = functional.apply(network, sources, targets, train=True)
-        pairs = jax.tree.map(lambda leaf: leaf[:num], aligned)
-        shown = jax.tree.map(lambda leaf: leaf[num:], aligned)
+        made = observe(key, batch.molecule_tilt_range, config, box=box, mesh=mesh)
+        pairs, shown, stats = apply_beside(network, batch.source, batch.target, made, mesh)
         alignment = losses.supervised_alignment_loss(
             pairs, batch.pose, box=box, weights=batch.weight
         )
@@ -226,8 +216,7 @@ def _taught_loss(config: RunConfig, box: int, mesh: Mesh) -> Any:
             **pose_errors(pairs, batch.pose),
         }
         if len(made.source):
-            total += losses.supervised_alignment_loss(shown, made.pose, box=box)
-            total += losses.contrastive_loss(shown.features, shown.target_features)
+            total += molecule_loss(shown, made, box)[0]
         return total, LossResult(stats, metrics)
 
     return loss

@@ -1,6 +1,7 @@
 """Distillation: what a teacher's labels weigh, and that they teach."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from jimjax.mesh import data_mesh
 from jimjax.models import functional, weights
 from jimjax.models.blocks import ExtractorConfig
 from jimjax.models.jimnet import JimNetConfig
-from jimjax.train import jimnet, loop, teacher
+from jimjax.train import jimnet, loop, losses, teacher
 from jimjax.train.run import train_run
 from jimjax.train.state import initial_state, network_of
 
@@ -146,9 +147,10 @@ def test_pairs_have_the_pose_between_them(particles):
     memory = teacher.initial_memory(particles, labels)
     batch = next(iter(stage.batches(0, memory)))
     tilts = np.tile(np.float32([-60, 60]), (len(batch.source), 1))
-    pairs = jimnet.PairBatch(batch.source, batch.target, tilts, tilts, batch.label, tilts[:0])
+    volumes = batch.source, batch.target
+    correlate = functools.partial(losses.pair_correlations, cutoff=0.2, mesh=data_mesh(1))
     with jax.set_mesh(data_mesh(1)):
-        likeness = jax.jit(lambda pose: jimnet._correlation(pairs, pose, 0.2, data_mesh(1)))
+        likeness = jax.jit(lambda pose: jnp.mean(correlate(*volumes, pose, tilts, tilts)))
         inverse = jax.vmap(teacher.invert)(batch.pose)
         assert likeness(batch.pose) > 0.8
         assert likeness(inverse) < 0.6
