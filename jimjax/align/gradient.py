@@ -15,7 +15,6 @@ nothing of other maxima, and holds where the pose is determined better than the 
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -26,10 +25,9 @@ from jax import lax
 from jimjax.align import bands
 from jimjax.align.bands import Band, per_shell, split
 from jimjax.align.joint_em import NOISE_FLOOR, cut_blocks
-from jimjax.ops.rotation import Pose, from_rotation_vector
+from jimjax.ops._ascent import ascend, interpolate
+from jimjax.ops.rotation import Pose
 
-FIRST_DAMPING, LOWEST_DAMPING, HIGHEST_DAMPING = 0.1, 1e-4, 1e6  # of the diagonal of H
-LESS_DAMPING, MORE_DAMPING = 0.2, 5.0  # after a step that was kept, and one that was undone
 LARGEST_ANGLE = np.pi  # radians; no deviation is beyond, though nothing be known of an angle
 
 
@@ -126,35 +124,12 @@ def predict(
     # d (R^T exp(-w) k) = R^T (k x w)
     crossed = jnp.cross(frequencies[:, None], jnp.eye(3, dtype=frequencies.dtype))
     moved = jnp.matmul(crossed, pose.rotation, precision="highest")
-    central, by_place = _interpolate(grids, label, places, band)
+    central, by_place = interpolate(grids, places, label)
     by_angle = jnp.sum(moved * by_place[:, None], axis=2)
     turns = jnp.asarray(-2j * np.pi * band.frequencies / band.box, central.dtype)
     slopes = jnp.concatenate([by_angle, central[:, None] * turns], axis=1)
     ramp = bands.phase_ramps(pose.shift, band)
     return central * ramp, slopes * ramp[:, None]
-
-
-def _interpolate(
-    grids: jax.Array, label: jax.Array, places: jax.Array, band: Band
-) -> tuple[jax.Array, jax.Array]:
-    """Trilinear values at places ``(k, 3)`` (x, y, z), and their derivatives ``(k, 3)``."""
-    side = band.side
-    cells = jnp.clip(jnp.floor(places).astype(jnp.int32), 0, side - 2)
-    x, y, z = (places - cells).T
-    corners = np.array(list(np.ndindex(2, 2, 2))) @ [side**2, side, 1]
-    first = cells @ jnp.array([1, side, side**2]) + label * side**3
-    values = grids.reshape(-1).at[first + corners[:, None]].get(mode="promise_in_bounds")
-    values = values.reshape(2, 2, 2, -1)  # z, y, x
-
-    def between(pair: jax.Array, fraction: jax.Array) -> jax.Array:
-        return pair[0] + fraction * (pair[1] - pair[0])
-
-    lines = between(jnp.moveaxis(values, 2, 0), x)  # z, y
-    rises = values[:, :, 1] - values[:, :, 0]
-    planes = between(jnp.moveaxis(lines, 1, 0), y)  # z
-    by_x = between(between(jnp.moveaxis(rises, 1, 0), y), z)
-    by_y = between(lines[:, 1] - lines[:, 0], z)
-    return between(planes, z), jnp.stack([by_x, by_y, planes[1] - planes[0]], axis=-1)
 
 
 def climb(
@@ -191,7 +166,7 @@ def climb(
     ) -> tuple[Climbed, jax.Array]:
         weights = masks[group] * precision
         view = functools.partial(_view, spectrum, weights, gain, grids, label, band=band)
-        found = _ascend(view, pose, num_steps, len(band.shells))
+        found = ascend(view, _unseen(pose, len(band.shells)), num_steps)
         covariance = _invert(found.curvature, band)
         spread = jnp.einsum("ki,ij,kj->k", jnp.conj(found.slopes), covariance, found.slopes).real
         sums = jnp.stack(
@@ -260,34 +235,17 @@ def _view(
     )
 
 
-def _ascend(
-    view: Callable[[Pose], _View], pose: Pose, num_steps: jax.Array | int, num_coefficients: int
-) -> _View:
-    def step(_: int, state: tuple[_View, jax.Array]) -> tuple[_View, jax.Array]:
-        old, damping = state
-        diagonal = jnp.diagonal(old.curvature)
-        # No curvature along a parameter means no gradient along it: any number will do.
-        diagonal = jnp.where(diagonal > 0, diagonal, 1)
-        change = jnp.linalg.solve(old.curvature + jnp.diag(damping * diagonal), old.gradient)
-        turn = from_rotation_vector(change[:3])
-        turned = jnp.matmul(turn, old.pose.rotation, precision="highest")
-        new = view(Pose(turned, old.pose.shift + change[3:]))
-        is_better = new.score > old.score  # not for nan
-        kept = jax.tree.map(lambda a, b: jnp.where(is_better, a, b), new, old)
-        factor = jnp.where(is_better, LESS_DAMPING, MORE_DAMPING)
-        return kept, jnp.clip(damping * factor, LOWEST_DAMPING, HIGHEST_DAMPING)
-
-    # Nothing is known before the first look, which changes nothing: one program for both.
-    unseen = _View(
+def _unseen(pose: Pose, num_coefficients: int) -> _View:
+    dtype = pose.shift.dtype
+    nothing = jnp.zeros((num_coefficients, 7), jnp.result_type(dtype, "complex64"))
+    return _View(
         pose,
-        jnp.asarray(-jnp.inf, pose.shift.dtype),
-        jnp.zeros(6, pose.shift.dtype),
-        jnp.eye(6, dtype=pose.shift.dtype),
-        jnp.zeros(num_coefficients, jnp.result_type(pose.shift.dtype, "complex64")),
-        jnp.zeros((num_coefficients, 6), jnp.result_type(pose.shift.dtype, "complex64")),
+        jnp.asarray(-jnp.inf, dtype),
+        jnp.zeros(6, dtype),
+        jnp.eye(6, dtype=dtype),
+        nothing[:, 0],
+        nothing[:, 1:],
     )
-    damping = jnp.asarray(FIRST_DAMPING / LESS_DAMPING, pose.shift.dtype)
-    return lax.fori_loop(0, num_steps + 1, step, (unseen, damping))[0]
 
 
 def _invert(curvature: jax.Array, band: Band) -> jax.Array:

@@ -5,7 +5,6 @@ frequencies of a band; a pose then costs as much as the band has coefficients.
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,12 +13,11 @@ import numpy as np
 from jax import lax
 
 from jimjax.ops import fourier, search
+from jimjax.ops._ascent import ascend, interpolate
 from jimjax.ops.correlation import FLAT_CONTRAST
-from jimjax.ops.rotation import Pose, from_rotation_vector
+from jimjax.ops.rotation import Pose
 
 OVERSAMPLING = 2  # of the template's spectrum, which is interpolated linearly
-FIRST_DAMPING, LOWEST_DAMPING, HIGHEST_DAMPING = 0.1, 1e-4, 1e6  # of the curvature's diagonal
-LESS_DAMPING, MORE_DAMPING = 0.2, 5.0  # after a step that was kept, and one that was undone
 LEAST_CORRELATION = 0.05  # taken for the curvature where there is less, or none
 
 
@@ -120,7 +118,8 @@ def _refine(
     begin = found = Pose(pose.rotation.astype(dtype), pose.shift.astype(dtype))
     look = functools.partial(_view, pair, volume.shape, band)
     if num_steps:
-        found = _ascend(look, begin, num_steps)
+        unseen = _View(begin, jnp.asarray(-2, dtype), jnp.zeros(6, dtype), jnp.eye(6, dtype=dtype))
+        found = ascend(look, unseen, num_steps).pose
     found = lax.stop_gradient(found)
     expected = _read(pair.grid, found, volume.shape, band)[0]
     turned = search.measured_mask(volume.shape, template_wedge, rotation=found.rotation)[band]
@@ -163,32 +162,6 @@ def _view(pair: _Pair, shape: tuple[int, ...], band: tuple[np.ndarray, ...], pos
     weighted = slopes * weights
     curvature = jnp.maximum(own.score, LEAST_CORRELATION) * _matmul(weighted, slopes.T)
     return _View(pose, own.score, _matmul(weighted, own.seen), curvature)
-
-
-def _ascend(view: Callable[[Pose], _View], pose: Pose, num_steps: int) -> Pose:
-    dtype = pose.shift.dtype
-
-    def step(_: int, state: tuple[_View, jax.Array]) -> tuple[_View, jax.Array]:
-        old, damping = state
-        diagonal = jnp.diagonal(old.curvature)
-        # No curvature along a parameter means no gradient along it: any number will do.
-        diagonal = jnp.where(diagonal > 0, diagonal, 1)
-        change = jnp.linalg.solve(old.curvature + jnp.diag(damping * diagonal), old.gradient)
-        new = view(_step(old.pose, change))
-        is_better = new.score > old.score  # not for nan
-        kept = jax.tree.map(lambda a, b: jnp.where(is_better, a, b), new, old)
-        factor = jnp.where(is_better, LESS_DAMPING, MORE_DAMPING)
-        return kept, jnp.clip(damping * factor, LOWEST_DAMPING, HIGHEST_DAMPING)
-
-    # Before the first look nothing is known, and its step changes nothing: one program for both.
-    unseen = _View(pose, jnp.asarray(-2, dtype), jnp.zeros(6, dtype), jnp.eye(6, dtype=dtype))
-    damping = jnp.asarray(FIRST_DAMPING / LESS_DAMPING, dtype)
-    return lax.fori_loop(0, num_steps + 1, step, (unseen, damping))[0].pose
-
-
-def _step(pose: Pose, change: jax.Array) -> Pose:
-    turn = from_rotation_vector(change[:3])
-    return Pose(_matmul(turn, pose.rotation), pose.shift + change[3:])
 
 
 def _half_band(shape: tuple[int, ...], cutoff: float) -> tuple[np.ndarray, ...]:
@@ -243,34 +216,13 @@ def _read(
     frequencies = jnp.asarray(_frequencies(shape, band), pose.shift.dtype)
     sizes = OVERSAMPLING * jnp.asarray(shape[::-1], frequencies.dtype)
     middle = jnp.asarray(grid.shape[::-1]) // 2
-    central, by_place = _interpolate(grid, _matmul(frequencies, pose.rotation) * sizes + middle)
+    central, by_place = interpolate(grid, _matmul(frequencies, pose.rotation) * sizes + middle)
     # d (R^T exp(-w) k) = R^T (k x w)
     crossed = jnp.cross(frequencies[:, None], jnp.eye(3, dtype=frequencies.dtype))
     by_angle = jnp.sum(_matmul(crossed, pose.rotation) * (sizes * by_place)[:, None], axis=2)
     slopes = jnp.concatenate([by_angle, -2j * jnp.pi * frequencies * central[:, None]], axis=1)
     ramp = jnp.exp(-2j * jnp.pi * _matmul(frequencies, pose.shift))
     return _split(central * ramp), _split((slopes * ramp[:, None]).T)
-
-
-def _interpolate(grid: jax.Array, places: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Trilinear values at places ``(k, 3)`` (x, y, z), and their derivatives ``(k, 3)``."""
-    sides = np.array(grid.shape[::-1])
-    cells = jnp.clip(jnp.floor(places).astype(jnp.int32), 0, sides - 2)
-    x, y, z = (places - cells).T
-    strides = np.array([1, sides[0], sides[0] * sides[1]])
-    corners = np.array(list(np.ndindex(2, 2, 2))) @ strides[::-1]
-    values = grid.reshape(-1)[cells @ jnp.asarray(strides) + corners[:, None]]
-    values = values.reshape(2, 2, 2, -1)  # z, y, x
-
-    def between(pair: jax.Array, fraction: jax.Array) -> jax.Array:
-        return pair[0] + fraction * (pair[1] - pair[0])
-
-    lines = between(jnp.moveaxis(values, 2, 0), x)  # z, y
-    rises = values[:, :, 1] - values[:, :, 0]
-    planes = between(jnp.moveaxis(lines, 1, 0), y)  # z
-    by_x = between(between(jnp.moveaxis(rises, 1, 0), y), z)
-    by_y = between(lines[:, 1] - lines[:, 0], z)
-    return between(planes, z), jnp.stack([by_x, by_y, planes[1] - planes[0]], axis=-1)
 
 
 def _split(values: jax.Array) -> jax.Array:
