@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 
 from jimjax.align import bands, frames, slices
+from jimjax.align.fit import fit
+from jimjax.align.fit_data import Options
+from jimjax.align.fit_steps import Nearby, Start
 from jimjax.align.joint_em import Observations
-from jimjax.ops import rotation
+from jimjax.data.subtomograms import Subtomograms
+from jimjax.evaluate import evaluate
+from jimjax.ops import resample, rotation
 from jimjax.ops.rotation import Pose, compose
 
 BOX, FOLDS, PER_FOLD = 20, 4, 12
@@ -85,6 +90,30 @@ def test_particles_in_the_other_frame_are_named_in_every_class(true_poses, half_
     is_real = np.asarray(observations.is_real).ravel() > 0
     np.testing.assert_array_equal(np.ravel(found.scores)[is_real] < 0, is_turned[is_real])
     assert np.all(found.certainty > 5)
+
+
+def test_fit_begun_in_both_frames_ends_in_one(true_poses, half_turn):
+    num = len(true_poses.shift)
+    is_turned = np.random.default_rng(0).permutation(num) < 0.4 * num
+    given = mix(true_poses, is_turned, half_turn)
+    volumes = jax.vmap(resample.transform, (None, 0))(jnp.asarray(two_fold(1.5)), true_poses)
+    noise = jax.random.normal(jax.random.key(3), volumes.shape) * volumes.std()
+    particles = Subtomograms(
+        np.asarray(volumes + noise),
+        np.tile(np.float32([-60, 60]), (num, 1)),
+        12.0,
+        tuple(map(str, range(num))),
+        np.ones(num, int),
+    )
+    start = Start(np.zeros(num, int), *map(np.asarray, given))
+    plan = Nearby(5.0, 1), Nearby(5.0, 1, with_twins=True)
+    found = fit(particles, Options(1), start=start, plan=plan)
+    truth = np.zeros(num, int), np.asarray(true_poses.rotation), np.asarray(true_poses.shift)
+    begun, ended = (
+        evaluate(truth[0], *map(np.asarray, poses), *truth)["rotation_error_mean"]
+        for poses in (given, (found.rotations, found.shifts))
+    )
+    assert ended < 0.2 < 1 < begun
 
 
 def test_nothing_is_certain_of_a_symmetric_density(true_poses, half_turn):

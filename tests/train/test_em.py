@@ -1,13 +1,15 @@
 """Clustering between epochs."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from jimjax.align.inference import Alignments, Description, describe
-from jimjax.align.references import Assignment, Particles, first_references, merge
+from jimjax.align.references import Assignment, Particles, _centre, first_references, merge
 from jimjax.config import ClusterSection, NetworkSection, PredictSection, RunConfig
 from jimjax.data.subtomograms import normalize
 from jimjax.evaluate.clustering import clustering_accuracy
@@ -152,3 +154,32 @@ def test_cluster_without_particles_gets_half_of_the_largest(tiny_jimnet, smooth_
     config = dataclasses.replace(CONFIG, cluster=cluster)
     revived = em._revive(jax.random.key(0), tiny_jimnet, particles, mixed, config)
     assert clustering_accuracy(revived.labels, truth) == 1.0
+
+
+def test_particles_are_averaged_about_their_centres():
+    """Poses against references off the middle become poses against centred ones."""
+    generator = np.random.default_rng(0)
+    rotations = Rotation.random(30, random_state=1).as_matrix()
+    centres = generator.uniform(-4, 4, (30, 3))
+    labels = np.arange(30) % 2
+    offsets = np.array([[3.0, -2.0, 1.0], [0.0, 4.0, -1.0]])[labels]
+    shifts = centres - np.einsum("nij,nj->ni", rotations, offsets)
+    found = Alignments(rotations, shifts, np.zeros(30))
+    seen = centres + generator.normal(scale=0.1, size=(30, 3))
+    centred = _centre(found, labels, seen, 3)
+    np.testing.assert_allclose(centred.shifts, centres, atol=0.15)
+    np.testing.assert_array_equal(centred.rotations, rotations)
+
+
+def test_centres_are_found_on_the_way_in(smooth_volumes):
+    volumes = np.asarray(smooth_volumes(6, 16))
+    axis = np.arange(16) - 8
+    blob = np.exp(-0.5 * sum(np.square(g) for g in np.meshgrid(axis, axis, axis)) / 2.5**2)
+    moves = np.random.default_rng(0).integers(-2, 3, (6, 3))
+    moved = np.stack([np.roll(blob, move[::-1], (0, 1, 2)) for move in moves])
+    noise = 0.05 * (volumes - volumes.mean()) / volumes.std()
+    particles = SimpleNamespace(
+        volumes=-(moved + noise).astype(np.float32), tilt_ranges=np.tile([-60.0, 60.0], (6, 1))
+    )
+    found = em.prepare(particles, CONFIG)
+    assert np.abs(found.centres - moves).max() < 0.8
