@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import ndimage
+from small_networks import steerable
 
 # Tests compile far more than they compute, and most of that is LLVM's optimiser. XLA's own passes,
 # which decide what is fused with what, are left as they are. Read when the first array is made.
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
 
 from jimjax.models import functional
-from jimjax.models.blocks import ExtractorConfig
 from jimjax.models.functional import Network
-from jimjax.models.jimnet import JimNet, JimNetConfig
+from jimjax.models.jimnet import JimNet
 
 LONGEST = {"test_run.py", "test_jimnet.py", "test_battery.py", "test_em.py", "test_mixture.py"}
 
@@ -78,25 +78,7 @@ def x64() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_jimnet() -> Network:
     """An untrained steerable Jim-Net for particles of 9 voxels and 3 classes."""
-    stage = ExtractorConfig(
-        widths=(3,),
-        sizes=(7, 5),
-        keeps=(7, 5),
-        num_features=4,
-        kernel="isotropic",
-        pools=("max", "mean", "std"),
-    )
-    config = JimNetConfig(
-        box=9,
-        num_classes=3,
-        coarse=stage,
-        fine=stage,
-        regressor="steerable",
-        local_radius=1,
-        embedding=4,
-        degree=2,
-        num_rotations=64,
-    )
+    config = steerable(box=9, num_classes=3)
     return functional.create(functools.partial(JimNet, config), jax.random.key(0))
 
 

@@ -1,11 +1,13 @@
 """``jimjax export``, and what ``align`` and ``train`` make of the file."""
 
+import dataclasses
 import functools
 from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
+from small_networks import STAGE, steerable
 
 from jimjax import cli
 from jimjax.cli import main
@@ -16,29 +18,15 @@ from jimjax.data.subtomograms import Subtomograms, load, to_star
 from jimjax.io import mrc
 from jimjax.io.errors import InputError
 from jimjax.models import gumnet, weights
-from jimjax.models.blocks import ExtractorConfig
-from jimjax.models.jimnet import JimNetConfig
 from jimjax.models.weights import Description, Weights, load_weights, save_weights
 from jimjax.train import jimnet as training
 from jimjax.train import pretrained, run
 
 BOX, NUM = 16, 8
-STAGE = ExtractorConfig(
-    widths=(3,), sizes=(7, 5), keeps=(7, 5), num_features=4, kernel="isotropic", pools=("mean",)
+# No more classes than the particles have kinds, and none of align's business.
+TINY = steerable(
+    BOX, 7, stage=dataclasses.replace(STAGE, pools=("mean",)), degree=1, num_rotations=16
 )
-TINY = JimNetConfig(
-    box=BOX,
-    num_classes=7,  # no more than the particles have kinds, and none of align's business
-    coarse=STAGE,
-    fine=STAGE,
-    regressor="steerable",
-    local_radius=1,
-    embedding=4,
-    degree=1,
-    num_rotations=16,
-)
-
-
 TINY_GUM = gumnet.GumNetConfig(
     box=BOX, widths=(2, 3), sizes=(8,), keeps=(7,), tower_width=2, dense_width=3
 )

@@ -275,32 +275,16 @@ def read_references(paths: tuple[Path, ...], particles: "Subtomograms") -> "np.n
     """Reads maps that fit the particles; None if there are no paths.
 
     Raises:
-        InputError: if box or voxel size differ.
+        InputError: if box or voxel size differ, or a map is constant or not finite.
     """
     import numpy as np
 
-    from jimjax.data.columns import VOXEL_SIZE_TOLERANCE
-    from jimjax.io import mrc
-    from jimjax.io.errors import InputError
+    from jimjax.commands.maps import read_maps
 
     if not paths:
         return None
-    box, maps = particles.volumes.shape[-1], []
-    for path in paths:
-        volume = mrc.read_volume(path)
-        if volume.data.shape != (box,) * 3:
-            shape = " x ".join(map(str, volume.data.shape[::-1]))
-            raise InputError(
-                f"{path}: has {shape} voxels, the particles {box} x {box} x {box}; crop or pad it"
-            )
-        size = volume.voxel_size
-        if size and abs(size / particles.voxel_size - 1) > VOXEL_SIZE_TOLERANCE:
-            raise InputError(
-                f"{path}: has {size:g} A per voxel, the particles {particles.voxel_size:g} A; "
-                "rescale it, or correct the voxel size"
-            )
-        maps.append(np.asarray(volume.data, np.float32))
-    return np.stack(maps)
+    box = particles.volumes.shape[-1]
+    return np.stack(read_maps(paths, particles.voxel_size, whose="the particles", box=box))
 
 
 def run_fit(particles: "Subtomograms", options: "Options", folder: Path, **how: Any) -> "Found":

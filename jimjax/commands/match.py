@@ -80,13 +80,14 @@ class Match:
     def run(self) -> None:
         """Checks the input, searches, picks, and cuts out."""
         from jimjax.commands import files
+        from jimjax.commands.maps import read_maps
         from jimjax.commands.progress import open_progress, say
         from jimjax.tomogram.template_matching import pick_particles, plan_search, search
 
         started = time.monotonic()
         tilt_range = self._checked_tilts()
         tomogram, voxel_size = read_tomogram(self.tomogram, self.voxel_size)
-        maps = read_maps(self.reference, voxel_size)
+        maps = read_maps(self.reference, voxel_size, whose="the tomogram")
         self._check_extract(tomogram.shape)
         options = self._options(max(map(len, maps)) * voxel_size)
         plan = plan_search(options, voxel_size)
@@ -210,35 +211,6 @@ def read_tomogram(path: Path, voxel_size: float | None) -> tuple["np.ndarray", f
     if data.min() == data.max():
         raise InputError(f"{path}: is constant, so there is nothing to find; check the file")
     return data, size
-
-
-def read_maps(paths: tuple[Path, ...], voxel_size: float) -> list["np.ndarray"]:
-    """Reads maps that fit a tomogram.
-
-    Raises:
-        InputError: if one is no cube, not finite, constant, or of another voxel size.
-    """
-    import numpy as np
-
-    from jimjax.data.columns import VOXEL_SIZE_TOLERANCE
-    from jimjax.io import mrc
-    from jimjax.io.errors import InputError
-
-    maps = []
-    for path in paths:
-        data, size = mrc.read_volume(path)
-        if len(set(data.shape)) != 1:
-            shape = " x ".join(map(str, data.shape[::-1]))
-            raise InputError(f"{path}: has {shape} voxels; crop or pad it to a cube")
-        if not np.all(np.isfinite(data)) or data.min() == data.max():
-            raise InputError(f"{path}: is constant or not finite; check the file")
-        if size and abs(size / voxel_size - 1) > VOXEL_SIZE_TOLERANCE:
-            raise InputError(
-                f"{path}: has {size:g} A per voxel, the tomogram {voxel_size:g} A; rescale the "
-                "map, or correct the voxel size"
-            )
-        maps.append(data)
-    return maps
 
 
 def write_maps(scores: "ScoreMaps", plan: "Plan", folder: Path, voxel_size: float) -> None:

@@ -7,36 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_networks import steerable
 
 from jimjax.data.phantom import phantom, render
 from jimjax.models import functional, jimnet
-from jimjax.models.blocks import ExtractorConfig
-from jimjax.models.jimnet import JimNet, JimNetConfig
+from jimjax.models.jimnet import JimNet
 from jimjax.models.matching import LocalNewton, grid_points
 from jimjax.models.steerable import GlobalHarmonic
 from jimjax.ops import harmonics, resample, rotation
 from jimjax.ops.rotation import Pose, compose, identity
 
 BOX = 9
-STAGE = ExtractorConfig(
-    widths=(3,),
-    sizes=(7, 5),
-    keeps=(7, 5),
-    num_features=4,
-    kernel="isotropic",
-    pools=("max", "mean", "std"),
-)
-STEERABLE = JimNetConfig(
-    box=BOX,
-    num_classes=3,
-    coarse=STAGE,
-    fine=STAGE,
-    regressor="steerable",
-    local_radius=1,
-    embedding=4,
-    degree=2,
-    num_rotations=64,
-)
+STEERABLE = steerable(BOX, 3)
 DENSE = dataclasses.replace(STEERABLE, regressor="dense", regressor_width=4)
 QUARTER_TURNS = [rotation.about_axis(axis, np.pi / 2) for axis in range(3)]
 

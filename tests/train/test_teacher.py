@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_networks import STAGE, steerable
 
 from jimjax.config import JointSection, NetworkSection, PretrainSection, RunConfig
 from jimjax.data.phantom import demo_phantoms
@@ -17,8 +18,6 @@ from jimjax.io import star
 from jimjax.io.errors import InputError
 from jimjax.mesh import data_mesh
 from jimjax.models import functional, weights
-from jimjax.models.blocks import ExtractorConfig
-from jimjax.models.jimnet import JimNetConfig
 from jimjax.train import jimnet, loop, losses, teacher
 from jimjax.train.run import train_run
 from jimjax.train.state import initial_state, network_of
@@ -29,26 +28,10 @@ CONFIG = RunConfig(
     pretrain=PretrainSection(steps=0),
     joint=JointSection(epochs=NUM_EPOCHS, batch_size=16, learning_rate=1e-2, molecule_share=0.0),
 )
-STAGE = ExtractorConfig(
-    widths=(4,),
-    sizes=(9, 7),
-    keeps=(9, 7),
-    num_features=4,
-    kernel="isotropic",
-    pools=("mean",),
-    momentum=0.8,
+TINY_STAGE = dataclasses.replace(
+    STAGE, widths=(4,), sizes=(9, 7), keeps=(9, 7), pools=("mean",), momentum=0.8
 )
-TINY = JimNetConfig(
-    box=BOX,
-    num_classes=2,
-    coarse=STAGE,
-    fine=STAGE,
-    regressor="steerable",
-    local_radius=1,
-    embedding=4,
-    degree=2,
-    num_rotations=128,
-)
+TINY = steerable(BOX, 2, stage=TINY_STAGE, num_rotations=128)
 
 
 @pytest.fixture(scope="module")
