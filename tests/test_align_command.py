@@ -31,7 +31,7 @@ def short_plans(monkeypatch):
     monkeypatch.setattr(fitting, "PLAN", SWEEPS)
     monkeypatch.setattr(fitting, "REFERENCE_PLAN", SWEEPS)
     monkeypatch.setattr(fitting, "REFINE_PLAN", NEAR)
-    monkeypatch.setattr(halves, "FINISH_PLAN", SWEEPS)
+    monkeypatch.setattr(halves, "HALF_PLAN", SWEEPS)
     monkeypatch.setattr("jimjax.align.fit_steps.FINISH_PLAN", SWEEPS)
     monkeypatch.setattr("jimjax.align.fit_steps.REFINE_PLAN", NEAR)
 

@@ -99,12 +99,15 @@ def fit(
     Raises:
         InputError: if there are too few particles, an option is out of range, or the state in
             the folder is of other particles, options or plan.
-        ValueError: if both references and a start are given.
+        ValueError: if both references and a start are given, or classes are to be kept without a
+            start.
         Interrupted: after SIGTERM or SIGINT, with the state saved, if there is a folder.
     """
     check(particles, options, references)
     if references is not None and start is not None:
         raise ValueError("give references or a start, not both")
+    if options.keep_classes and start is None:
+        raise ValueError("keep_classes needs a start with the classes to keep")
     if plan is None:
         plan = PLAN if references is None else REFERENCE_PLAN
         plan = plan if start is None else REFINE_PLAN

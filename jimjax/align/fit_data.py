@@ -40,6 +40,7 @@ class Options:
         max_shift: largest displacement along each axis, voxels.
         diameter: of the particles, angstrom; two thirds of the box if None.
         symmetry: point group of all classes, such as C1 or D4; see ``ops.point_group``.
+        keep_classes: whether particles stay in the classes of a start.
         seed: of the random start.
         block: particles at a time.
         dtype: in which sweeps multiply particles and templates; see ``joint_em.expect``.
@@ -49,6 +50,7 @@ class Options:
     max_shift: float = 6.0
     diameter: float | None = None
     symmetry: str = "C1"
+    keep_classes: bool = False
     seed: int = 0
     block: int = 64
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -193,8 +195,11 @@ def _build_programs(
         return lambda *arguments: program(*jax.device_put(arguments, places))
 
     def sweep(*arguments: Any) -> tuple[Posterior, Statistics]:
-        *others, temperature = arguments
-        return expect(*others, band, temperature=temperature, block=block, dtype=dtype)
+        *others, of_class, temperature = arguments
+        return expect(
+            *others, band, class_log_prior=of_class, temperature=temperature, block=block,
+            dtype=dtype,
+        )  # fmt: skip
 
     group = symmetry.point_group(symmetry_group)
 
@@ -206,7 +211,7 @@ def _build_programs(
         return model, jnp.ones(band.num_shells)
 
     return _Programs(
-        share(sweep, WHOLE, WHOLE, WHOLE, WHOLE),
+        share(sweep, WHOLE, WHOLE, WHOLE, SPLIT, WHOLE),
         share(functools.partial(expect_nearby, band=band), SPLIT),
         lambda statistics, model: update(*replicate((statistics, model), mesh)),
     )

@@ -268,14 +268,18 @@ def sweep(data: FitData, banded: Banded, part: Sweep, state: State, first: int) 
     log_prior = jnp.asarray(
         -0.5 * (grid**2).sum(axis=1) / (SHIFT_DEVIATION * data.diameter) ** 2, jnp.float32
     )
+    is_possible = np.eye(data.options.num_classes, dtype=bool)[state.labels]
+    is_possible |= not data.options.keep_classes
+    of_class = data.deal(np.where(is_possible, 0, -np.inf).astype(np.float32))
     model = model_in(data, state, banded)
     farthest = data.options.max_shift + part.radius * data.diameter
 
     while int(state.done) < first + part.iterations:
         observations = _move_back(banded.observations, data.deal(state.centres), banded.band)
         posterior, statistics = banded.expect(
-            observations, model, rotations, shifts, log_prior, jnp.float32(state.temperature)
-        )
+            observations, model, rotations, shifts, log_prior, of_class,
+            jnp.float32(state.temperature),
+        )  # fmt: skip
         model, gain = banded.update(statistics, model)
         found = jax.tree.map(data.collect, posterior)
         temperature = max(1.0, float(state.temperature) * COOLING)

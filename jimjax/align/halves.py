@@ -1,5 +1,6 @@
 """Two half sets that never see each other, for a resolution that can be believed."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,9 +8,15 @@ from jax.sharding import Mesh
 
 from jimjax.align.fit import fit
 from jimjax.align.fit_data import Options
-from jimjax.align.fit_steps import FINISH_PLAN, Nearby, Start, Sweep
+from jimjax.align.fit_steps import PLAN, Nearby, Plan, Start, Sweep
 from jimjax.data.subtomograms import Subtomograms
 from jimjax.progress import Progress
+
+HALF_PLAN: Plan = (
+    Sweep(2.35, 576, 0.14, 0.07, 2),  # its band is what the halves have in common
+    Sweep(3.0, 576, 0.14, 0.07, 4),
+    *PLAN[2:],
+)
 
 
 def fit_halves(
@@ -21,11 +28,11 @@ def fit_halves(
     mesh: Mesh | None = None,
     plan: Sequence[Sweep | Nearby] | None = None,
 ) -> Start:
-    """Estimates classes and poses anew, in each half set by itself.
+    """Estimates poses anew, in each half set by itself.
 
-    Both begin with the given poses, but know them only through references that end at the first
-    band of the plan; all poses are then searched again. What two half maps share beyond that
-    band, they have from two independent sets of particles.
+    Particles keep their classes. Both halves begin with the given poses, but know them only
+    through references that end at the first band of the plan; all poses are then searched again.
+    What two half maps share beyond that band, they have from two independent sets of particles.
 
     Args:
         particles: with half sets.
@@ -33,10 +40,10 @@ def fit_halves(
         start: classes and poses of all particles together.
         progress: told of every iteration.
         mesh: devices that share the particles.
-        plan: what to do; ``FINISH_PLAN`` if None. It begins with a sweep.
+        plan: what to do; ``HALF_PLAN`` if None. It begins with a sweep.
 
     Returns:
-        Classes and poses, each from its own half set.
+        The given classes, and poses, each from its own half set.
     """
     found = Start(*(np.array(field) for field in start))
     for half in (1, 2):
@@ -45,11 +52,11 @@ def fit_halves(
             continue
         own = fit(
             particles.select(rows),
-            options,
+            dataclasses.replace(options, keep_classes=True),
             start=Start(*(field[rows] for field in start)),
             progress=None if progress is None else _Half(progress, half),
             mesh=mesh,
-            plan=FINISH_PLAN if plan is None else plan,
+            plan=HALF_PLAN if plan is None else plan,
         )
         for field, new in zip(found, (own.labels, own.rotations, own.shifts), strict=True):
             field[rows] = new

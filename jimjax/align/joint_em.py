@@ -104,6 +104,7 @@ def expect(
     log_prior: jax.Array,
     band: Band,
     *,
+    class_log_prior: jax.Array | None = None,
     temperature: jax.Array | float = 1.0,
     block: int = 64,
     dtype: DTypeLike = jnp.float32,
@@ -117,6 +118,8 @@ def expect(
         shifts: ``(s, 3)``, voxels (x, y, z).
         log_prior: ``(s,)``, of the shifts.
         band: the coefficients.
+        class_log_prior: ``(f, n, c)``, of the classes of each particle, minus infinity where it
+            cannot belong; None if all are as probable.
         temperature: 1 or more; by what log-likelihoods are divided, so that early, wrong
             references do not decide.
         block: particles at a time; the memory is that of some ``block * c * r`` and of some
@@ -127,6 +130,9 @@ def expect(
     Returns:
         The posterior and its sums.
     """
+
+    if class_log_prior is None:
+        class_log_prior = jnp.zeros((*observations.groups.shape, model.grids.shape[1]))
 
     def one_fold(own: tuple) -> tuple[Posterior, Statistics]:
         return _expect_fold(
@@ -142,8 +148,8 @@ def expect(
             dtype=dtype,
         )
 
-    folds = observations.spectra, observations.groups, observations.is_real, model.grids
-    posterior, statistics = lax.map(one_fold, folds)
+    folds = observations.spectra, observations.groups, class_log_prior, observations.is_real
+    posterior, statistics = lax.map(one_fold, (*folds, model.grids))
     return posterior, add_folds(statistics)
 
 
@@ -179,6 +185,7 @@ class _Found(NamedTuple):
 def _expect_fold(
     spectra: jax.Array,
     groups: jax.Array,
+    class_log_prior: jax.Array,
     is_real: jax.Array,
     grids: jax.Array,
     masks: jax.Array,
@@ -201,8 +208,9 @@ def _expect_fold(
     moves = _Moves(jnp.arange(len(shifts)), jnp.conj(bands.phase_ramps(shifts, band)), log_prior)
 
     def weigh_block(sums: tuple[jax.Array, jax.Array], own: tuple) -> tuple[tuple, Posterior]:
-        (spectra, groups), is_real = own
-        score = functools.partial(_score, templates, temperature, spectra, groups)
+        (spectra, groups, of_class), is_real = own
+        prior = jnp.repeat(of_class, len(rotations), axis=1)
+        score = functools.partial(_score, templates, temperature, spectra, groups, prior)
         found = _survey(score, moves, len(spectra))
         moved, occupied = _add_up(score, moves, spectra, found.evidence, is_real, sums[0], dtype)
         per_group = sums[1] + occupied.T @ jax.nn.one_hot(groups, num_groups)
@@ -210,7 +218,7 @@ def _expect_fold(
         pose = found.template // len(rotations), found.template % len(rotations), found.move
         return (moved, per_group), Posterior(per_class, *pose, found.evidence)
 
-    blocks = cut_blocks((spectra, groups), is_real, block)
+    blocks = cut_blocks((spectra, groups, class_log_prior), is_real, block)
     zeros = jnp.zeros(templates.rows.shape), jnp.zeros((len(flat), num_groups))
     (moved, per_group), parts = lax.scan(weigh_block, zeros, blocks)
     posterior = jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:])[:num], parts)
@@ -236,12 +244,13 @@ def _score(
     temperature: jax.Array | float,
     spectra: jax.Array,
     groups: jax.Array,
+    prior: jax.Array,
     move: _Moves,
 ) -> jax.Array:
     """Log of prior times likelihood of every template, at one shift: ``(n, c r)``."""
     moved = split(spectra * templates.precision * move.back)
     products = _multiply(moved, templates.rows.T, templates.rows.dtype)
-    return (products - templates.half_power[groups] + move.log_prior) / temperature
+    return (products - templates.half_power[groups] + move.log_prior + prior) / temperature
 
 
 def _survey(score: Callable[[_Moves], jax.Array], moves: _Moves, num: int) -> _Found:

@@ -43,3 +43,25 @@ def test_half_maps_of_noise_agree_only_where_both_began():
     joint_curve, independent = (np.mean(curve[beyond]) for curve in curves)
     assert joint_curve > 0.3  # poses found together make noise agree
     assert independent < 0.143
+
+
+def test_particles_stay_in_their_classes():
+    """Also in those that they fit worse: half maps of a class are of its own particles."""
+    particles = simulate(
+        jax.random.key(1),
+        demo_phantoms(2, shape=(BOX,) * 3),
+        num_per_class=10,
+        snr=1.0,
+        voxel_size=24.0,
+        box=BOX,
+        max_shift=1.0,
+    )
+    particles = dataclasses.replace(particles, halves=1 + np.arange(20) % 2)
+    labels = np.random.default_rng(0).integers(0, 2, 20)
+    start = Start(labels, particles.rotations, particles.shifts)
+    plan = Sweep(FIRST_LIMIT, 72, 0.1, 0.1, 2), Nearby(2.5, 1)
+    found = fit_halves(particles, Options(2, max_shift=1.0), start, plan=plan)
+    np.testing.assert_array_equal(found.labels, labels)
+    assert np.any(found.rotations != start.rotations)
+    with pytest.raises(ValueError, match="needs a start"):
+        fit(particles, Options(2, keep_classes=True))

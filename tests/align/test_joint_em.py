@@ -195,3 +195,16 @@ def test_class_that_dies_out_shares_the_largest():
     np.testing.assert_array_equal(found.weights, found.spectra.real)
     alive = statistics._replace(counts=jnp.array([[4.0, 12, 5]] * 4))
     np.testing.assert_array_equal(joint_em.split_largest(alive).spectra, spectra)
+
+
+def test_classes_of_no_probability_get_nothing(world, observations, model):
+    poses = world.rotations, world.shifts, LOG_PRIOR, world.band
+    only_first = jnp.zeros((*observations.groups.shape, 2)).at[..., 1].set(-jnp.inf)
+    posterior, statistics = joint_em.expect(observations, model, *poses, class_log_prior=only_first)
+    alone = model._replace(grids=model.grids[:, :1])
+    expected, sums = joint_em.expect(observations, alone, *poses)
+    np.testing.assert_array_equal(posterior.best_class, 0)
+    np.testing.assert_allclose(posterior.evidence, expected.evidence, rtol=1e-5)
+    np.testing.assert_allclose(statistics.counts[:, 0], sums.counts[:, 0], rtol=1e-5)
+    np.testing.assert_array_equal(statistics.counts[:, 1], 0)
+    assert np.all(np.isfinite(statistics.sums.spectra))
