@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -10,8 +11,12 @@ from jimjax.align.fit import fit
 from jimjax.align.fit_data import Options
 from jimjax.align.fit_steps import PLAN, Nearby, Plan, Start, Sweep
 from jimjax.data.subtomograms import Subtomograms
+from jimjax.ops.procrustes import nearest_rotation
+from jimjax.ops.rotation import Pose
 from jimjax.progress import Progress
 
+AGREEMENT = 15.0  # degrees, of particles that say the same of how their class was turned
+MOST_COMPARED = 500  # particles
 HALF_PLAN: Plan = (
     Sweep(2.35, 576, 0.14, 0.07, 2),  # its band is what the halves have in common
     Sweep(3.0, 576, 0.14, 0.07, 4),
@@ -33,6 +38,8 @@ def fit_halves(
     Particles keep their classes. Both halves begin with the given poses, but know them only
     through references that end at the first band of the plan; all poses are then searched again.
     What two half maps share beyond that band, they have from two independent sets of particles.
+    At last each class of a half is moved as a whole to where most of its particles began: where
+    a density nearly looks like itself when turned, the halves may have settled in different frames.
 
     Args:
         particles: with half sets.
@@ -58,9 +65,27 @@ def fit_halves(
             mesh=mesh,
             plan=HALF_PLAN if plan is None else plan,
         )
-        for field, new in zip(found, (own.labels, own.rotations, own.shifts), strict=True):
-            field[rows] = new
+        poses = Pose(own.rotations, own.shifts)
+        for label in np.unique(own.labels):
+            members = own.labels == label
+            begun = Pose(*(field[rows[members]] for field in start[1:]))
+            ended = Pose(*(field[members] for field in poses))
+            for field, new in zip(found[1:], _move_back(ended, begun), strict=True):
+                field[rows[members]] = new
     return found
+
+
+def _move_back(poses: Pose, begun: Pose) -> Pose:
+    """Poses ``(n,)`` in the frame of what they were, as most of them agree on it."""
+    turns = np.einsum("nji,njk->nik", begun.rotation, poses.rotation)
+    moves = np.einsum("nji,nj->ni", begun.rotation, poses.shift - begun.shift)
+    flat = turns.reshape(-1, 9)
+    sample = flat[np.random.default_rng(0).permutation(len(flat))[:MOST_COMPARED]]
+    are_near = flat @ sample.T > 1 + 2 * np.cos(np.deg2rad(AGREEMENT))
+    agreeing = are_near[:, are_near.sum(axis=0).argmax()]
+    turn = np.asarray(nearest_rotation(jnp.asarray(turns[agreeing].mean(axis=0))))
+    rotations = poses.rotation @ turn.T
+    return Pose(rotations, poses.shift - rotations @ moves[agreeing].mean(axis=0))
 
 
 class _Half:

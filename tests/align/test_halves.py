@@ -5,7 +5,9 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
+from jimjax.align import halves
 from jimjax.align.fit import fit
 from jimjax.align.fit_data import Options
 from jimjax.align.fit_steps import Nearby, Start, Sweep
@@ -13,6 +15,7 @@ from jimjax.align.halves import fit_halves
 from jimjax.average import average_classes
 from jimjax.data.phantom import demo_phantoms
 from jimjax.data.simulate import simulate
+from jimjax.ops.rotation import Pose
 
 BOX, NUM, FIRST_LIMIT = 16, 120, 1.5
 PLAN = Sweep(FIRST_LIMIT, 72, 0.1, 0.1, 3), Sweep(3.0, 144, 0.1, 0.1, 3), Nearby(4.0, 3)
@@ -65,3 +68,18 @@ def test_particles_stay_in_their_classes():
     assert np.any(found.rotations != start.rotations)
     with pytest.raises(ValueError, match="needs a start"):
         fit(particles, Options(2, keep_classes=True))
+
+
+def test_a_class_that_settled_in_another_frame_is_moved_back():
+    generator = np.random.default_rng(0)
+    begun = Pose(Rotation.random(40, random_state=1).as_matrix(), generator.normal(size=(40, 3)))
+    turn, move = Rotation.from_rotvec([0, 2.9, 0.4]).as_matrix(), np.array([1.0, -2.0, 0.5])
+    improved = (
+        begun.rotation @ Rotation.from_rotvec(0.05 * generator.normal(size=(40, 3))).as_matrix()
+    )
+    improved[:15] = Rotation.random(15, random_state=2).as_matrix()  # lost
+    ended = Pose(improved @ turn, begun.shift + improved @ move)
+    found = halves._move_back(ended, begun)
+    angles = Rotation.from_matrix(np.swapaxes(found.rotation, 1, 2) @ improved).magnitude()
+    assert np.all(angles < 0.05)
+    np.testing.assert_allclose(found.shift[15:], begun.shift[15:], atol=0.4)
