@@ -77,7 +77,12 @@ PLAN: Plan = (
     *REFINE_PLAN,
 )
 # What a network leaves to do: of some particles the class or the pose is still to be found.
-FINISH_PLAN: Plan = (Sweep(3.7, 1152, 0.095, 0.0475, 2), *REFINE_PLAN)
+FINISH_PLAN: Plan = (
+    Sweep(3.7, 1152, 0.095, 0.0475, 1),
+    Nearby(4.35, 5),
+    *[Nearby(4.35, 2, with_twins=True)] * 3,
+    Nearby(5.7, 3),
+)
 REFERENCE_PLAN: Plan = (
     Sweep(3.7, 1152, 0.19, 0.0475, 1),
     Sweep(4.35, 2304, 0.095, 0.0475, 2),
