@@ -12,7 +12,7 @@ import pytest
 from jimjax import cli
 from jimjax.align import fit as fitting
 from jimjax.align import halves, pairwise
-from jimjax.align.fit_steps import Nearby, Sweep
+from jimjax.align.plans import Nearby, Sweep
 from jimjax.cli import main
 from jimjax.commands import align as command
 from jimjax.data.phantom import demo_phantoms, render
@@ -32,8 +32,8 @@ def short_plans(monkeypatch):
     monkeypatch.setattr(fitting, "REFERENCE_PLAN", SWEEPS)
     monkeypatch.setattr(fitting, "REFINE_PLAN", NEAR)
     monkeypatch.setattr(halves, "HALF_PLAN", SWEEPS)
-    monkeypatch.setattr("jimjax.align.fit_steps.FINISH_PLAN", SWEEPS)
-    monkeypatch.setattr("jimjax.align.fit_steps.REFINE_PLAN", NEAR)
+    monkeypatch.setattr("jimjax.align.plans.FINISH_PLAN", SWEEPS)
+    monkeypatch.setattr("jimjax.align.plans.REFINE_PLAN", NEAR)
 
 
 @pytest.fixture(scope="module")

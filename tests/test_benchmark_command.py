@@ -8,7 +8,7 @@ import pytest
 
 from jimjax import cli
 from jimjax.align import fit as fitting
-from jimjax.align.fit_steps import Nearby, Sweep
+from jimjax.align.plans import Nearby, Sweep
 from jimjax.cli import main
 from jimjax.commands import benchmark, benchmark_methods, benchmark_pairs
 from jimjax.data.phantom import demo_phantoms, render

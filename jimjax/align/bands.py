@@ -118,3 +118,9 @@ def join(values: jax.Array) -> jax.Array:
     """The inverse of ``split``."""
     real, imaginary = jnp.split(values, 2, axis=-1)
     return real + 1j * imaginary
+
+
+def over_norms(products: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Correlations of spectra ``(..., k)`` from their products; 0 of what is 0 throughout."""
+    norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
+    return products / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny)

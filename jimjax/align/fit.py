@@ -15,18 +15,8 @@ from jax.sharding import Mesh
 from jimjax.align import slices
 from jimjax.align.fit_data import Banded, FitData, Options
 from jimjax.align.fit_state import State, Store, fingerprint
-from jimjax.align.fit_steps import (
-    PLAN,
-    REFERENCE_PLAN,
-    REFINE_PLAN,
-    Nearby,
-    Start,
-    Sweep,
-    begin,
-    look_nearby,
-    model_in,
-    sweep,
-)
+from jimjax.align.fit_steps import begin, look_nearby, model_in, sweep
+from jimjax.align.plans import PLAN, REFERENCE_PLAN, REFINE_PLAN, Nearby, Start, Sweep
 from jimjax.data.subtomograms import Subtomograms
 from jimjax.io.errors import InputError
 from jimjax.mesh import data_mesh

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from jimjax.align.fit_state import State
 from jimjax.align.frames import is_half_turn, tell_frames
 from jimjax.align.joint_em import Model, Observations, Statistics
 from jimjax.align.local_em import Hypotheses, Weighed
+from jimjax.align.plans import Nearby, Start, Sweep
 from jimjax.align.slices import Sums
 from jimjax.align.twins import find_twins
 from jimjax.io.errors import InputError
@@ -28,83 +28,6 @@ FIRST_STEPS = np.deg2rad(6.0), 0.5  # of lattices, radians and voxels
 TWIN_STEPS = 3.0  # of the lattice around a twin, in steps of that around the pose
 NUM_TWINS = 2
 LEAST_CERTAINTY = 4.0  # that a class is in two frames, standard deviations
-
-
-class Sweep(NamedTuple):
-    """Iterations over a grid of rotations and shifts.
-
-    Attributes:
-        limit: of the band, cycles per particle diameter.
-        num_rotations: of the grid.
-        radius: of the shifts about the particle's centre, particle diameters.
-        step: between shifts, particle diameters.
-        iterations: how many.
-    """
-
-    limit: float
-    num_rotations: int
-    radius: float
-    step: float
-    iterations: int
-
-
-class Nearby(NamedTuple):
-    """Iterations near the poses.
-
-    Attributes:
-        limit: of the band, cycles per particle diameter.
-        iterations: how many.
-        with_twins: whether the twins of each pose are looked at too.
-    """
-
-    limit: float
-    iterations: int
-    with_twins: bool = False
-
-
-Plan = tuple[Sweep | Nearby, ...]
-
-REFINE_PLAN: Plan = (
-    Nearby(4.35, 5),
-    *[Nearby(4.35, 2, with_twins=True)] * 4,  # what is a twin changes as averages improve
-    Nearby(5.7, 3),
-)
-PLAN: Plan = (
-    Sweep(2.35, 576, 0.14, 0.07, 12),
-    Sweep(3.0, 576, 0.14, 0.07, 8),
-    Sweep(3.7, 1152, 0.095, 0.0475, 4),
-    Sweep(4.35, 1152, 0.095, 0.0475, 2),
-    *REFINE_PLAN,
-)
-# What a network leaves to do: of some particles the class or the pose is still to be found.
-FINISH_PLAN: Plan = (
-    Sweep(3.7, 1152, 0.095, 0.0475, 1),
-    Nearby(4.35, 5),
-    *[Nearby(4.35, 2, with_twins=True)] * 3,
-    Nearby(5.7, 3),
-)
-REFERENCE_PLAN: Plan = (
-    Sweep(3.7, 1152, 0.19, 0.0475, 1),
-    Sweep(4.35, 2304, 0.095, 0.0475, 2),
-    Sweep(5.7, 4608, 0.095, 0.0475, 1),
-    Nearby(5.7, 3),
-    *[Nearby(5.7, 2, with_twins=True)] * 2,
-    Nearby(7.0, 3),
-)
-
-
-class Start(NamedTuple):
-    """What is already known of particles.
-
-    Attributes:
-        labels: ``(n,)`` int.
-        rotations: ``(n, 3, 3)``, reference into particle.
-        shifts: ``(n, 3)``, (x, y, z), voxels.
-    """
-
-    labels: np.ndarray
-    rotations: np.ndarray
-    shifts: np.ndarray
 
 
 def begin(data: FitData, first: Sweep | Nearby, start: Start | None) -> State:
@@ -399,6 +322,8 @@ def _unmix(
 ) -> tuple[State, Model]:
     """Gives particles that were posed in the frame of a twin ``(c, m)`` the poses of the others."""
     is_half = np.asarray(jax.vmap(jax.vmap(is_half_turn))(twins.rotation))
+    if not is_half.any():
+        return state, model
     half = Pose(*(field[np.arange(len(field)), is_half.argmax(axis=1)] for field in twins))
     poses = Pose(jnp.asarray(state.rotations), jnp.asarray(state.shifts, jnp.float32))
     frames = tell_frames(

@@ -17,8 +17,8 @@ from jimjax.align import bands, slices
 from jimjax.align.bands import Band
 from jimjax.align.fit import Found, check
 from jimjax.align.fit_data import FitData, Options
-from jimjax.align.fit_steps import Start
 from jimjax.align.gradient import Climbed, Images, Shells, Strength, climb, estimate_strength
+from jimjax.align.plans import Start
 from jimjax.data.subtomograms import Subtomograms
 from jimjax.io.errors import InputError
 from jimjax.mesh import AXIS, data_mesh

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from jimjax.align.fit import fit
 from jimjax.align.fit_data import Options
-from jimjax.align.fit_steps import PLAN, Nearby, Plan, Start, Sweep
+from jimjax.align.plans import HALF_PLAN, Nearby, Start, Sweep
 from jimjax.data.subtomograms import Subtomograms
 from jimjax.ops.procrustes import nearest_rotation
 from jimjax.ops.rotation import Pose
@@ -17,11 +17,6 @@ from jimjax.progress import Progress
 
 AGREEMENT = 15.0  # degrees, of particles that say the same of how their class was turned
 MOST_COMPARED = 500  # particles
-HALF_PLAN: Plan = (
-    Sweep(2.35, 576, 0.14, 0.07, 2),  # its band is what the halves have in common
-    Sweep(3.0, 576, 0.14, 0.07, 4),
-    *PLAN[2:],
-)
 
 
 def fit_halves(

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from jimjax.align import slices
-from jimjax.align.bands import Band, split
+from jimjax.align.bands import Band, over_norms, split
 from jimjax.ops import symmetry
 from jimjax.ops.rotation import from_rotation_vector, super_fibonacci
 
@@ -70,7 +70,5 @@ def _compare(grids: jax.Array, elements: jax.Array, rotations: jax.Array, band: 
     own = jnp.einsum("rji,gjk,rkl->rgil", rotations, elements, rotations, precision="highest")
     turned = slices.cut(grids, own.reshape(-1, 3, 3), band)[0]
     seen = slices.cut(grids, jnp.eye(3)[None], band)[0, 0]
-    products = split(turned) @ split(seen)
-    norms = jnp.linalg.norm(turned, axis=1) * jnp.linalg.norm(seen)
-    correlations = products / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny)
+    correlations = over_norms(split(turned) @ split(seen), turned, seen)
     return correlations.reshape(len(rotations), -1).mean(axis=1)

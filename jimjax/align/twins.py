@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jimjax.align import bands, slices
-from jimjax.align.bands import Band, split
+from jimjax.align.bands import Band, over_norms, split
 from jimjax.align.joint_em import Model, Observations
 from jimjax.align.local_em import Hypotheses, expect_nearby
 from jimjax.ops.rotation import Pose, super_fibonacci
@@ -113,13 +113,7 @@ def _make_precise(grids: jax.Array, poses: Pose, band: Band) -> tuple[Pose, jax.
     turned = slices.cut_own(grids, jnp.arange(num_classes), found.rotation, band)
     moved = turned * bands.phase_ramps(found.shift, band)
     products = jnp.einsum("cmk,ck->cm", split(moved), split(spectra))
-    return found, _over_norms(products, turned, spectra[:, None])
-
-
-def _over_norms(products: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Correlations; 0 of what is 0 throughout."""
-    norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
-    return products / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny)
+    return found, over_norms(products, turned, spectra[:, None])
 
 
 @functools.partial(jax.jit, static_argnames="band")
@@ -133,7 +127,7 @@ def _compare(
 
     def one_class(own: jax.Array, turned: jax.Array) -> tuple[jax.Array, jax.Array]:
         products = split(turned) @ split(own * back).T
-        scores = _over_norms(products, turned[:, None], own)
+        scores = over_norms(products, turned[:, None], own)
         return scores.max(axis=1), scores.argmax(axis=1)
 
     return jax.lax.map(lambda each: one_class(*each), (own, turned))

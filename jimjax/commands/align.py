@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from jimjax.align.fit import Found
     from jimjax.align.fit_data import Options
-    from jimjax.align.fit_steps import Start
+    from jimjax.align.plans import Start
     from jimjax.data.subtomograms import Subtomograms
 
 CLASSES, AVERAGES, SUMMARY = "classes.star", "averages", "alignment.json"
@@ -135,7 +135,7 @@ class Align:
     def _find(
         self, particles: "Subtomograms", references: "np.ndarray | None", options: "Options"
     ) -> "Found":
-        from jimjax.align.fit_steps import FINISH_PLAN, REFINE_PLAN, Start
+        from jimjax.align.plans import FINISH_PLAN, REFINE_PLAN, Start
         from jimjax.commands.align_network import ask_gumnet, ask_jimnet, found_by
 
         if references is not None and self.method in ("ht", "fa"):
@@ -212,7 +212,7 @@ class Refine:
         import numpy as np
 
         from jimjax.align.fit_data import Options
-        from jimjax.align.fit_steps import REFINE_PLAN, Start
+        from jimjax.align.plans import REFINE_PLAN, Start
         from jimjax.commands import files
         from jimjax.commands.align_pairwise import climb_to_references
         from jimjax.data.subtomograms import load
@@ -311,7 +311,7 @@ def finish(
     import numpy as np
 
     from jimjax.align.fit import STATE
-    from jimjax.align.fit_steps import Start
+    from jimjax.align.plans import Start
     from jimjax.average import write_averages
     from jimjax.commands import files
     from jimjax.commands.average import describe

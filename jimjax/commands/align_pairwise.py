@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
     from jimjax.align.fit import Found
     from jimjax.align.fit_data import Options
-    from jimjax.align.fit_steps import Start
+    from jimjax.align.plans import Start
     from jimjax.data.subtomograms import Subtomograms
 
 

@@ -173,7 +173,7 @@ def _measure_jimnet(case: Case) -> Measured:
 
 
 def _measure_jimnet_em(case: Case) -> Measured:
-    from jimjax.align.fit_steps import FINISH_PLAN, Start
+    from jimjax.align.plans import FINISH_PLAN, Start
     from jimjax.train.run import predict
 
     started = time.monotonic()

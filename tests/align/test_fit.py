@@ -14,7 +14,7 @@ import pytest
 from jimjax.align import fit as fitting
 from jimjax.align.fit import fit
 from jimjax.align.fit_data import Options
-from jimjax.align.fit_steps import Nearby, Sweep
+from jimjax.align.plans import Nearby, Sweep
 from jimjax.data.phantom import demo_phantoms, render
 from jimjax.data.simulate import simulate
 from jimjax.evaluate import evaluate

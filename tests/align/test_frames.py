@@ -8,8 +8,8 @@ import pytest
 from jimjax.align import bands, frames, slices
 from jimjax.align.fit import fit
 from jimjax.align.fit_data import Options
-from jimjax.align.fit_steps import Nearby, Start
 from jimjax.align.joint_em import Observations
+from jimjax.align.plans import Nearby, Start
 from jimjax.data.subtomograms import Subtomograms
 from jimjax.evaluate import evaluate
 from jimjax.ops import resample, rotation

@@ -11,9 +11,9 @@ from small_world import BAND
 
 from jimjax.align import gradient, gradient_fit, slices
 from jimjax.align.fit_data import Options
-from jimjax.align.fit_steps import Start
 from jimjax.align.gradient import Images, Shells, Strength
 from jimjax.align.gradient_fit import fit_poses
+from jimjax.align.plans import Start
 from jimjax.data.phantom import demo_phantoms, render
 from jimjax.data.simulate import simulate
 from jimjax.io.errors import InputError

@@ -10,8 +10,8 @@ from scipy.spatial.transform import Rotation
 from jimjax.align import halves
 from jimjax.align.fit import fit
 from jimjax.align.fit_data import Options
-from jimjax.align.fit_steps import Nearby, Start, Sweep
 from jimjax.align.halves import fit_halves
+from jimjax.align.plans import Nearby, Start, Sweep
 from jimjax.average import average_classes
 from jimjax.data.phantom import demo_phantoms
 from jimjax.data.simulate import simulate
