@@ -1,10 +1,13 @@
-"""Makes the weights that come with jimjax: ``python -m benchmarks.weights FILE.safetensors``.
+"""Makes the weights that come with jimjax: ``python -m benchmarks.weights NETWORK FILE``.
 
-Jim-Net, small preset, on random molecules alone; nothing is downloaded and no particle is read.
+NETWORK is jimnet or gumnet, of the small preset. Both learn from random molecules alone; nothing
+is downloaded and no particle is read. An interrupted training goes on where it was.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,20 +15,51 @@ import optax
 
 from jimjax.config import NetworkSection, PretrainSection, RunConfig
 from jimjax.mesh import data_mesh, replicate
+from jimjax.models.functional import Network
 from jimjax.models.weights import Description, Weights, save_weights
-from jimjax.train import jimnet, loop
+from jimjax.train import loop
 from jimjax.train.checkpoint import open_checkpoints
+from jimjax.train.recipes import recipe_of
 from jimjax.train.state import Optimizer, TrainState, adam, initial_state, network_of
 
 BOX = 32
-WARM_UP, HOLD, DECAY = 100, 1700, 400  # steps
+WARM_UP = 100  # steps
 RATE, FINAL_SHARE = 2e-3, 0.01
 NUM_RANGES = 512
 TILTS = 45.0, 65.0  # degrees, limits of the highest tilt, and of the lowest with a minus
-CONFIG = RunConfig(
-    network=NetworkSection(num_classes=5),
-    pretrain=PretrainSection(steps=WARM_UP + HOLD + DECAY, batch_size=16, snr_max=2.0),
-)
+
+
+class Round(NamedTuple):
+    """A part of the training, with a learning rate that rises and falls.
+
+    Attributes:
+        pretrain: steps, batch and family of molecules.
+        decay: of the steps, the last over which the learning rate falls.
+    """
+
+    pretrain: PretrainSection
+    decay: int
+
+    def build_optimizer(self) -> Optimizer:
+        """Adam that warms up, goes on evenly and slows down."""
+        hold = self.pretrain.steps - WARM_UP - self.decay
+        pieces = [
+            optax.linear_schedule(0.0, RATE, WARM_UP),
+            optax.constant_schedule(RATE),
+            optax.cosine_decay_schedule(RATE, self.decay, FINAL_SHARE),
+        ]
+        return adam(optax.join_schedules(pieces, [WARM_UP, WARM_UP + hold]))
+
+
+# A Gum-Net first has to learn that there are rotations at all; noise comes later.
+GUM = PretrainSection(batch_size=32, snr_max=100.0, max_shift=0.1)
+ROUNDS = {
+    "jimnet": [Round(PretrainSection(steps=2200, batch_size=16, snr_max=2.0), decay=400)],
+    "gumnet": [
+        Round(replace(GUM, steps=1000, snr_min=1.0), decay=100),
+        Round(replace(GUM, steps=2500, snr_min=0.1), decay=700),
+    ],
+}
 
 
 def draw_tilt_ranges() -> np.ndarray:
@@ -36,23 +70,24 @@ def draw_tilt_ranges() -> np.ndarray:
     return ranges.astype(np.float32)
 
 
-def build_optimizer() -> Optimizer:
-    """Adam that warms up, goes on evenly and slows down."""
-    pieces = [
-        optax.linear_schedule(0.0, RATE, WARM_UP),
-        optax.constant_schedule(RATE),
-        optax.cosine_decay_schedule(RATE, DECAY, FINAL_SHARE),
-    ]
-    return adam(optax.join_schedules(pieces, [WARM_UP, WARM_UP + HOLD]))
-
-
-def train(folder: Path) -> Weights:
+def train(kind: str, folder: Path) -> Weights:
     """Trains in a folder, or goes on with what it holds."""
-    mesh, key = data_mesh(), jax.random.split(jax.random.key(CONFIG.seed))[0]
-    network, optimizer = jimnet.build_network(CONFIG, BOX), build_optimizer()
+    for number, each in enumerate(ROUNDS[kind]):
+        config = RunConfig(network=NetworkSection(kind=kind), pretrain=each.pretrain)
+        if number == 0:
+            network = recipe_of(config).build_network(config, BOX)
+        network = _train_round(config, network, each.build_optimizer(), folder / f"round_{number}")
+    sizes = recipe_of(config).network_config(config, BOX)
+    return Weights(Description(sizes, config.data.contrast), network)
+
+
+def _train_round(
+    config: RunConfig, network: Network, optimizer: Optimizer, folder: Path
+) -> Network:
+    mesh, key = data_mesh(), jax.random.split(jax.random.key(config.seed))[0]
     state, memory = initial_state(network, optimizer), {"none": np.zeros(1)}
     state = replicate(state, mesh)
-    stages = [jimnet.molecule_stage(CONFIG, draw_tilt_ranges(), BOX, mesh)]
+    stages = [recipe_of(config).molecule_stage(config, draw_tilt_ranges(), BOX, mesh)]
     folder.mkdir(parents=True, exist_ok=True)
     with open_checkpoints(folder / "checkpoints") as checkpoints:
         if checkpoints.latest_step is not None:
@@ -69,16 +104,17 @@ def train(folder: Path) -> Weights:
             checkpoints=checkpoints,
             log=loop.Log(folder / "metrics.jsonl"),
         )
-    description = Description(jimnet.network_config(CONFIG, BOX), CONFIG.data.contrast)
-    return Weights(description, network_of(network, state))
+    return network_of(network, state)
 
 
 def main() -> None:
     """Trains and writes the file; checkpoints lie beside it."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("network", choices=sorted(ROUNDS))
     parser.add_argument("out", type=Path)
-    out = parser.parse_args().out
-    save_weights(out, train(out.with_suffix(".run")))
+    arguments = parser.parse_args()
+    out = arguments.out
+    save_weights(out, train(arguments.network, out.with_suffix(".run")))
 
 
 if __name__ == "__main__":

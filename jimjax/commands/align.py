@@ -145,7 +145,8 @@ class Align:
         network = {"run_folder": self.run_folder, "weights": self.weights}
         network["contrast"] = self.contrast or "dark"
         if self.method == "gumnet":
-            return found_by(ask_gumnet(particles, references, **network), references)
+            found = ask_gumnet(particles, references, max_shift=self.max_shift, **network)
+            return found_by(found, references)
         if references is not None:
             is_search = self.method == "search"
             # Each of two fits has its own state to resume.

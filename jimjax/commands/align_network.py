@@ -134,11 +134,9 @@ def ask_gumnet(
     run_folder: Path | None,
     weights: str | None,
     contrast: str,
+    max_shift: float,
 ) -> "Prediction":
     """Poses of a Gum-Net against references; the class is the one that correlates best.
-
-    The network sees every reference in ``NUM_PROPOSALS`` orientations, and of its answers the one
-    that correlates best is kept.
 
     Args:
         particles: without truth.
@@ -146,6 +144,7 @@ def ask_gumnet(
         run_folder: of a Gum-Net run.
         weights: as of ``open_weights``, where there is no run.
         contrast: of the protein, for weights.
+        max_shift: of the particles along each axis, voxels.
 
     Returns:
         One row per particle, without features.
@@ -155,8 +154,8 @@ def ask_gumnet(
     """
     import numpy as np
 
-    from jimjax.align.inference import align_to_all, encode_all
-    from jimjax.config import JointSection, PredictSection
+    from jimjax.align.gumnet import align_to_references
+    from jimjax.config import JointSection
     from jimjax.data.subtomograms import normalize
     from jimjax.train.run import Prediction
 
@@ -168,15 +167,13 @@ def ask_gumnet(
         contrast = loaded.description.contrast
     sign = 1.0 if contrast == loaded.description.contrast else -1.0
     volumes, maps = sign * normalize(particles.volumes), sign * normalize(references)
-    size = PredictSection().batch_size
-    everything = align_to_all(
+    everything = align_to_references(
         loaded.network,
         maps,
         volumes,
-        encode_all(loaded.network, volumes, batch_size=size),
         np.asarray(particles.tilt_ranges, np.float32),
+        max_shift=max_shift,
         num_proposals=NUM_PROPOSALS,
-        batch_size=size,
         cutoff=JointSection().cutoff,
     )
     labels, found = everything.best()

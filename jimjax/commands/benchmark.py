@@ -20,7 +20,9 @@ BOX, VOXEL_SIZE, TILT_RANGE, MAX_SHIFT = 32, 12.0, (-60.0, 60.0), 6.0
 MTF = 0.4  # of Nyquist, as simulated for data of this kind
 LEAST_SIMILARITY = 0.98  # of a symmetric structure and its copies
 NUM_PHANTOMS = 5  # classes where no structures are given
-Method = Literal["em", "em-fresh", "true-maps", "jimnet", "jimnet+em", "ht", "fa", "search"]
+Method = Literal[
+    "em", "em-fresh", "true-maps", "jimnet", "jimnet+em", "gumnet", "ht", "fa", "search"
+]
 PRESETS = {"small": Preset(100, 50, None), "paper": Preset(1000, 200, 20000)}
 
 
@@ -36,7 +38,8 @@ class Benchmark:
     averages can surpass), "jimnet" (fresh particles posed by a network against references that it
     made of the first; small preset: with the weights that come along, paper preset: trained on
     the first), "jimnet+em" (the em begun from the network's answers), and on pairs of one class:
-    "ht" (fast rotational matching), "fa" (the same in a band that is raised, and refined),
+    "gumnet" (a network's answer to the centred pair, with the weights that come along), "ht"
+    (fast rotational matching), "fa" (the same in a band that is raised, and refined),
     "search" (all rotations and shifts).
 
     Writes OUT/results.json, OUT/table.md and OUT/curves.png. Results that OUT already holds are
@@ -69,6 +72,7 @@ class Benchmark:
         "true-maps",
         "jimnet",
         "jimnet+em",
+        "gumnet",
         "ht",
         "fa",
         "search",

@@ -42,7 +42,7 @@ def _measure_pairs(
     import jax.numpy as jnp
     import numpy as np
 
-    from jimjax.evaluate.pose import compare_relative, sample_pairs, score_poses
+    from jimjax.evaluate.pose import sample_pairs
 
     truth = case.fresh
     first, second = sample_pairs(truth.labels, max_pairs=NUM_PAIRS, seed=case.seed)
@@ -61,12 +61,51 @@ def _measure_pairs(
     started = time.monotonic()
     rotations, shifts = zip(*map(find, first, second), strict=True)
     seconds = time.monotonic() - started
+    found = np.array(rotations), np.array(shifts)
+    return _score(case, *found, first, second), _details(seconds, len(first))
+
+
+def _measure_gumnet(case: _Case) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Scores what a Gum-Net answers when asked once about each pair."""
+    import numpy as np
+
+    from jimjax.align.gumnet import Centred, align_pairs, centre
+    from jimjax.commands.align_network import open_weights
+    from jimjax.data.subtomograms import normalize
+    from jimjax.evaluate.pose import sample_pairs
+
+    truth = case.fresh
+    first, second = sample_pairs(truth.labels, max_pairs=NUM_PAIRS, seed=case.seed)
+    network = open_weights(None, "gumnet", truth.volumes.shape[-1]).network
+    volumes = normalize(truth.volumes)
+    align_pairs(network, *[Centred(volumes[:1], np.zeros((1, 3)))] * 2)  # compiles
+    started = time.monotonic()
+    moved = centre(volumes, truth.tilt_ranges, max_shift=case.max_shift)
+    pairs = (Centred(moved.volumes[rows], moved.offsets[rows]) for rows in (first, second))
+    found = align_pairs(network, *pairs)
+    seconds = time.monotonic() - started
+    return _score(case, *found, first, second), _details(seconds, len(first))
+
+
+def _score(
+    case: _Case,
+    rotations: "np.ndarray",
+    shifts: "np.ndarray",
+    first: "np.ndarray",
+    second: "np.ndarray",
+) -> dict[str, Any]:
+    from jimjax.evaluate.pose import compare_relative, score_poses
+
+    truth = case.fresh
     errors = compare_relative(
-        np.array(rotations), np.array(shifts), truth.labels, truth.rotations, truth.shifts,
-        (first, second), groups=case.groups,
+        rotations, shifts, truth.labels, truth.rotations, truth.shifts, (first, second),
+        groups=case.groups,
     )  # fmt: skip
-    details = {"seconds_per_particle": seconds / len(first), "scored_on": "fresh"}
-    return score_poses(errors), details
+    return score_poses(errors)
+
+
+def _details(seconds: float, num_pairs: int) -> dict[str, Any]:
+    return {"seconds_per_particle": seconds / num_pairs, "scored_on": "fresh"}
 
 
 def _match_ht(*pair: "jax.Array", **how: Any) -> "Matches":
@@ -119,6 +158,7 @@ def _turns_around(degrees: float) -> "jax.Array":
 
 
 METHODS: dict[str, Callable[[Any], tuple[dict[str, Any], dict[str, Any]]]] = {
+    "gumnet": _measure_gumnet,
     "ht": functools.partial(_measure_pairs, _match_ht),
     "fa": functools.partial(_measure_pairs, _match_fa),
     "search": functools.partial(_measure_pairs, _match_search),

@@ -58,7 +58,6 @@ class Train:
         from jimjax.commands import files
         from jimjax.commands.progress import open_progress
         from jimjax.data.subtomograms import load
-        from jimjax.io.errors import InputError
 
         config = self._config()
         files.check_output_folder(self.out)
@@ -76,8 +75,6 @@ class Train:
 
         teacher = None
         if self.teacher:
-            if config.network.kind == "gumnet":
-                raise InputError("--teacher is of no use to a Gum-Net, which has no classes")
             teacher = read_teacher(self.data, particles)
             self._check_classes(teacher.num_classes)
             network = replace(config.network, num_classes=teacher.num_classes)

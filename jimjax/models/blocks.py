@@ -88,8 +88,8 @@ class Conv(nnx.Module):
         self.is_isotropic = kernel == "isotropic" and size == 3
         fans = size**3 * num_in, size**3 * num_out
         if self.is_isotropic:
-            if padding != "same" or stride != 1:
-                raise ValueError("isotropic kernels need stride 1 and padding 'same'")
+            if stride != 1:
+                raise ValueError(f"isotropic kernels need stride 1, got {stride}")
             shape = (NUM_RADII, num_in, num_out)
         else:
             shape = (size, size, size, num_in, num_out)
@@ -107,7 +107,8 @@ class Conv(nnx.Module):
         """Convolves ``(batch, z, y, x, in)`` into ``(batch, z', y', x', out)``."""
         kernel = self.kernel[...]
         if self.is_isotropic:
-            return isotropic_conv3d(x, kernel, dilation=self.dilation) + self.bias[...]
+            out = isotropic_conv3d(x, kernel, dilation=self.dilation) + self.bias[...]
+            return _without_rim(out, self.dilation) if self.padding == "valid" else out
         out = conv3d(x, kernel, stride=self.stride, dilation=self.dilation, padding=self.padding)
         return out + self.bias[...]
 
@@ -153,7 +154,7 @@ class Extractor(nnx.Module):
             config.widths[-1],
             config.num_features,
             padding=config.closing_padding,
-            kernel=config.kernel if config.closing_padding == "same" else "full",
+            kernel=config.kernel,
             rngs=rngs,
         )
 
@@ -194,6 +195,10 @@ def pool_to(x: jax.Array, keep: int, size: int) -> jax.Array:
 def batch_norm(num_channels: int, momentum: float, rngs: nnx.Rngs) -> nnx.BatchNorm:
     """Batch norm over batch and space with Keras' epsilon."""
     return nnx.BatchNorm(num_channels, momentum=momentum, epsilon=BATCH_NORM_EPSILON, rngs=rngs)
+
+
+def _without_rim(maps: jax.Array, rim: int) -> jax.Array:
+    return maps[:, rim:-rim, rim:-rim, rim:-rim]
 
 
 def _statistic(maps: jax.Array, pool: Pool) -> jax.Array:

@@ -2,9 +2,10 @@
 
 Zeng and Xu 2020 maximise the correlation of aligned pairs, of whatever class: every epoch draws
 partners anew. Random molecules before that are our addition; from random weights, and on a
-laptop's time, correlation alone finds no poses.
+laptop's time, correlation alone finds no poses. So is that particles are centred first.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -14,12 +15,14 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
+from jimjax.align.gumnet import centre
 from jimjax.config import RunConfig
 from jimjax.data import batches
 from jimjax.data.subtomograms import Subtomograms, normalize
 from jimjax.mesh import map_batch
 from jimjax.models import functional, gumnet, weights
 from jimjax.models.functional import Network
+from jimjax.models.gumnet import Match
 from jimjax.ops import resample, wedge
 from jimjax.ops.correlation import pearson
 from jimjax.ops.rotation import Pose
@@ -29,6 +32,7 @@ from jimjax.train.molecules import MoleculePairs
 from jimjax.train.step import LossResult
 
 PRESETS = {"small": gumnet.small, "paper": gumnet.paper}
+MAX_SHIFT = 0.2  # of the box, of particles along each axis before they are centred
 
 
 class AnyPairs(NamedTuple):
@@ -57,12 +61,20 @@ def build_network(config: RunConfig, box: int) -> Network:
     return weights.build(network_config(config, box), jax.random.key(config.seed))
 
 
+def centre_particles(particles: Subtomograms) -> tuple[Subtomograms, np.ndarray]:
+    """Particles in the middle of their boxes, and where they were: ``(n, 3)`` voxels."""
+    tilt_ranges = np.asarray(particles.tilt_ranges, np.float32)
+    max_shift = MAX_SHIFT * particles.volumes.shape[-1]
+    moved = centre(normalize(particles.volumes), tilt_ranges, max_shift=max_shift)
+    return dataclasses.replace(particles, volumes=moved.volumes), moved.offsets
+
+
 def build_stages(config: RunConfig, particles: Subtomograms, mesh: Mesh) -> list[Stage]:
     """Lays out training: molecules, then random pairs of the particles.
 
     Args:
         config: the run.
-        particles: without truth; only volumes and tilt ranges are looked at.
+        particles: centred, without truth; only volumes and tilt ranges are looked at.
         mesh: devices.
 
     Returns:
@@ -88,23 +100,47 @@ def build_stages(config: RunConfig, particles: Subtomograms, mesh: Mesh) -> list
 def molecule_stage(config: RunConfig, tilt_ranges: np.ndarray, box: int, mesh: Mesh) -> Stage:
     """Pre-training on random molecules, observed with tilt ranges ``(n, 2)`` of particles."""
 
-    def score(found: Pose, made: MoleculePairs) -> tuple[jax.Array, dict[str, jax.Array]]:
-        each = jax.vmap(lambda found, true: losses.pose_loss(found, true, box=box))
-        distance = jnp.sum((found.rotation - made.pose.rotation) ** 2, axis=(1, 2))
-        shift = jnp.linalg.norm(found.shift - made.pose.shift, axis=-1)
-        return jnp.mean(each(found, made.pose)), {
-            "rotation_error": jnp.median(jnp.sqrt(distance)),
-            "shift_error": jnp.median(shift),
-        }
+    def score(found: Match, made: MoleculePairs) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return molecule_loss(found, made, box)
 
     return pretraining.molecule_stage(config, tilt_ranges, box, mesh, score)
+
+
+def molecule_loss(
+    found: Match, made: MoleculePairs, box: int
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Pose errors of molecules, and what to log."""
+    return _pose_loss(found, made.pose, jnp.ones(len(made.source)), box)
+
+
+def taught_loss(
+    config: RunConfig, found: Match, true: Pose, labels: jax.Array, weights: jax.Array, box: int
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Errors against a teacher, each pair's weighted, and what to log; classes are of no use."""
+    del labels
+    value, metrics = _pose_loss(found, true, weights, box)
+    return config.joint.alignment_weight * value, metrics
+
+
+def _pose_loss(
+    found: Match, true: Pose, weights: jax.Array, box: int
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    each = jax.vmap(lambda found, true: losses.pose_loss(found, true, box=box))
+    distance = jnp.sum((found.pose.rotation - true.rotation) ** 2, axis=(1, 2))
+    shift = jnp.linalg.norm(found.pose.shift - true.shift, axis=-1)
+    estimate = Pose(found.matrix, found.pose.shift)
+    return jnp.mean(weights * each(estimate, true)), {
+        "rotation_error": jnp.median(jnp.sqrt(distance)),
+        "shift_error": jnp.median(shift),
+    }
 
 
 def _pair_loss(config: RunConfig, mesh: Mesh) -> Any:
     section = config.joint
 
     def loss(network: Network, batch: AnyPairs, key: jax.Array) -> tuple[jax.Array, LossResult]:
-        poses, stats = functional.apply(network, batch.source, batch.target, train=True)
+        found, stats = functional.apply(network, batch.source, batch.target, train=True)
+        poses = found.pose
         ranges = batch.source_tilt_range, batch.target_tilt_range
         each = losses.pair_correlations(
             batch.source, batch.target, poses, *ranges, cutoff=section.cutoff, mesh=mesh

@@ -148,6 +148,27 @@ def molecule_loss(
     return alignment + contrast, metrics
 
 
+def taught_loss(
+    config: RunConfig,
+    aligned: jimnet.Alignment,
+    true: Pose,
+    labels: jax.Array,
+    weights: jax.Array,
+    box: int,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Errors against a teacher's poses, each pair's weighted, and classes; and what to log."""
+    section = config.joint
+    alignment = losses.supervised_alignment_loss(aligned, true, box=box, weights=weights)
+    cluster = losses.cross_entropy(aligned.logits, labels)
+    metrics = {
+        "cluster": cluster,
+        "cluster_accuracy": jnp.mean(jnp.argmax(aligned.logits, axis=1) == labels),
+        "alignment": alignment,
+        **pose_errors(aligned, true),
+    }
+    return section.cluster_weight * cluster + section.alignment_weight * alignment, metrics
+
+
 def _stage_lengths(config: RunConfig, num_particles: int) -> tuple[int, int]:
     per_epoch = batches.num_batches(num_particles, config.joint.batch_size)
     num_rounds, num_steps = num_pretrain(config)

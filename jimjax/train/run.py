@@ -20,6 +20,7 @@ from jimjax.progress import Progress
 from jimjax.train import em, gumnet, jimnet, loop
 from jimjax.train import teacher as teaching
 from jimjax.train.checkpoint import open_checkpoints
+from jimjax.train.recipes import recipe_of
 from jimjax.train.records import CONFIG, PROVENANCE, begin_folder, check_folder, forget_after
 from jimjax.train.state import TrainState, initial_state, network_of
 from jimjax.train.teacher import Teacher
@@ -114,12 +115,15 @@ def train_run(
     state = replicate(initial_state(network, optimizer), mesh)
     memory = em.initial_memory(len(particles), config.network.num_classes, box)
     if config.network.kind == "gumnet":
-        stages = gumnet.build_stages(config, particles, mesh)
-    elif teacher is None:
-        stages = jimnet.build_stages(config, network, particles, mesh, cluster_key)
-    else:
+        particles, offsets = gumnet.centre_particles(particles)
+        teacher = teacher and teacher.moved(offsets)
+    if teacher is not None:
         memory = teaching.initial_memory(particles, teacher)
         stages = teaching.build_stages(config, particles, teacher, mesh)
+    elif config.network.kind == "gumnet":
+        stages = gumnet.build_stages(config, particles, mesh)
+    else:
+        stages = jimnet.build_stages(config, network, particles, mesh, cluster_key)
     with open_checkpoints(folder / CHECKPOINTS) as checkpoints:
         if resume and checkpoints.latest_step is not None:
             saved = checkpoints.restore({"state": state, "memory": memory})
@@ -200,8 +204,7 @@ def load_run(folder: str | Path) -> Run:
 
 def weights_of(run: Run) -> Weights:
     """The network of a run, to be saved or applied to other particles."""
-    recipe = gumnet if run.config.network.kind == "gumnet" else jimnet
-    network_config = recipe.network_config(run.config, run.references.shape[-1])
+    network_config = recipe_of(run.config).network_config(run.config, run.references.shape[-1])
     contrast = run.config.data.contrast
     return Weights(Description(network_config, contrast, run.voxel_size), run.network)
 
@@ -281,9 +284,8 @@ def _load_gumnet(config: RunConfig, folder: Path) -> Run:
 
 
 def _initial_network(config: RunConfig, box: int, weights: Weights | None) -> Network:
-    recipe = gumnet if config.network.kind == "gumnet" else jimnet
     try:
-        network = recipe.build_network(config, box)
+        network = recipe_of(config).build_network(config, box)
     except ValueError as problem:
         raise InputError(f"particles of {box} voxels: {problem}") from problem
     if weights is None:

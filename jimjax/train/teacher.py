@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -23,10 +22,10 @@ from jimjax.io.errors import InputError
 from jimjax.io.files import PathLike
 from jimjax.models.functional import Network
 from jimjax.ops.rotation import Pose, compose, invert
-from jimjax.train import em, losses
-from jimjax.train.jimnet import molecule_loss, molecule_stage, pose_errors
+from jimjax.train import em
 from jimjax.train.loop import Stage
 from jimjax.train.pretraining import apply_beside, num_beside, observe
+from jimjax.train.recipes import recipe_of
 from jimjax.train.step import LossResult
 
 ANGLE, PROBABILITY = "jimAngleDeviation", "jimClassProbability"  # written by jimjax align
@@ -58,6 +57,10 @@ class Teacher(NamedTuple):
     def fingerprint(self) -> str:
         """A hash of all that it says."""
         return hash_arrays(*self)
+
+    def moved(self, offsets: np.ndarray) -> "Teacher":
+        """What it says of the particles once they are moved back by ``(n, 3)`` voxels."""
+        return self._replace(shifts=(self.shifts - offsets).astype(np.float32))
 
 
 class TaughtBatch(NamedTuple):
@@ -180,7 +183,7 @@ def build_stages(
             )
 
     return [
-        molecule_stage(config, tilt_ranges, box, mesh),
+        recipe_of(config).molecule_stage(config, tilt_ranges, box, mesh),
         Stage(
             "teacher",
             config.joint.epochs,
@@ -199,24 +202,15 @@ def _relative(source: Pose, target: Pose) -> Pose:
 
 
 def _taught_loss(config: RunConfig, box: int, mesh: Mesh) -> Any:
-    section = config.joint
+    recipe = recipe_of(config)
 
     def loss(network: Network, batch: TaughtBatch, key: jax.Array) -> tuple[jax.Array, LossResult]:
         made = observe(key, batch.molecule_tilt_range, config, box=box, mesh=mesh)
         pairs, shown, stats = apply_beside(network, batch.source, batch.target, made, mesh)
-        alignment = losses.supervised_alignment_loss(
-            pairs, batch.pose, box=box, weights=batch.weight
-        )
-        cluster = losses.cross_entropy(pairs.logits, batch.label)
-        total = section.cluster_weight * cluster + section.alignment_weight * alignment
-        metrics = {
-            "cluster": cluster,
-            "cluster_accuracy": jnp.mean(jnp.argmax(pairs.logits, axis=1) == batch.label),
-            "alignment": alignment,
-            **pose_errors(pairs, batch.pose),
-        }
+        taught = batch.pose, batch.label, batch.weight
+        total, metrics = recipe.taught_loss(config, pairs, *taught, box)
         if len(made.source):
-            total += molecule_loss(shown, made, box)[0]
+            total += recipe.molecule_loss(shown, made, box)[0]
         return total, LossResult(stats, metrics)
 
     return loss

@@ -134,10 +134,21 @@ def test_radial_convolution_has_four_numbers_a_channel_pair(key):
     assert Conv(2, 5, kernel="isotropic", rngs=nnx.Rngs(key)).kernel[...].shape == (4, 2, 5)
 
 
-@pytest.mark.parametrize("option", [{"padding": "valid"}, {"stride": 2}])
-def test_radial_convolution_refuses_what_it_cannot_do(option, key):
-    with pytest.raises(ValueError, match="isotropic kernels need stride 1 and padding 'same'"):
-        Conv(1, 1, kernel="isotropic", rngs=nnx.Rngs(key), **option)
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_valid_radial_convolution_leaves_the_rim_out(dilation, key):
+    maps = jax.random.normal(key, (2, 7, 7, 7, 2))
+    kinds = {"kernel": "isotropic", "dilation": dilation}
+    same, valid = (
+        Conv(2, 3, padding=padding, rngs=nnx.Rngs(key), **kinds)(maps)
+        for padding in ("same", "valid")
+    )
+    inside = slice(dilation, -dilation)
+    np.testing.assert_array_equal(valid, same[:, inside, inside, inside])
+
+
+def test_radial_convolution_refuses_what_it_cannot_do(key):
+    with pytest.raises(ValueError, match="isotropic kernels need stride 1, got 2"):
+        Conv(1, 1, kernel="isotropic", stride=2, rngs=nnx.Rngs(key))
 
 
 @pytest.mark.parametrize(

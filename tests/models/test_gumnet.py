@@ -19,6 +19,7 @@ TINY = GumNetConfig(
 )
 
 
+RADIAL = dataclasses.replace(TINY, design="radial")
 UPSTREAM = dataclasses.replace(TINY, is_batch_norm_shared=False)
 
 
@@ -39,7 +40,7 @@ def _compiled(config):
 
 
 def _train(source, target, *, config=TINY, params=None):
-    """Poses and statistics of a training pass."""
+    """Matches and statistics of a training pass."""
     return _compiled(config)(_network(config).params if params is None else params, source, target)
 
 
@@ -52,20 +53,21 @@ def test_published_size(outline):
     found = outline(functools.partial(GumNet, gumnet.paper(32)), *[(2, 32, 32, 32)] * 2)
     # Extractor 4.70 M, convolutions over the correlations 68.6 M, dense layers 36.8 M.
     assert found.num_parameters == 110_067_334
-    assert found.shapes == ((2, 3, 3), (2, 3))
+    assert found.shapes == (((2, 3, 3), (2, 3)), (2, 3, 3))
     assert gumnet.paper(32).feature_size == 6
     assert gumnet.paper(32).tower_size == 2
 
 
-@pytest.mark.parametrize("box", [13, 16, 32])
+@pytest.mark.parametrize("box", [16, 17, 32])
 def test_small_preset_fits_any_box(box, outline):
     found = outline(functools.partial(GumNet, gumnet.small(box)), *[(2, box, box, box)] * 2)
-    assert found.num_parameters == 1_134_598
-    assert found.shapes == ((2, 3, 3), (2, 3))
+    assert found.num_parameters == 1_123_076
+    assert found.shapes == (((2, 3, 3), (2, 3)), (2, 3, 3))
 
 
 def test_first_pose_is_the_same_for_every_pair():
-    pose, _ = _train(*_pairs())
+    (pose, matrix), _ = _train(*_pairs())
+    np.testing.assert_array_equal(matrix, pose.rotation)
     bias = _network().params["out"]["bias"][...]
     assert np.all(np.abs(bias) <= 0.5)
     expected = pose_from_unit(jax.nn.sigmoid(bias), BOX)
@@ -81,7 +83,7 @@ def test_other_keys_start_at_other_poses():
 
 def test_first_gradient_reaches_the_last_layer_alone():
     def loss(params):
-        pose, _ = _train(*_pairs(), params=params)
+        (pose, _), _ = _train(*_pairs(), params=params)
         return jnp.sum(pose.shift**2) + jnp.sum(pose.rotation[:, 0, 1])
 
     found = jax.jit(jax.grad(loss))(_network().params)
@@ -90,12 +92,43 @@ def test_first_gradient_reaches_the_last_layer_alone():
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(found["extractor"]))
 
 
-def test_gradients_of_constant_volumes_are_finite(key, has_finite_gradients):
-    params = jax.tree.map(jnp.copy, _network().params)
+def _awake(config, key):
+    """A network whose last layer is not zero, so that gradients reach every layer."""
+    params = jax.tree.map(jnp.copy, _network(config).params)
     kernel = params["out"]["kernel"]
-    kernel[...] = jax.random.normal(key, kernel[...].shape)  # so that they reach every layer
+    kernel[...] = jax.random.normal(key, kernel[...].shape)
+    return _network(config)._replace(params=params)
+
+
+@pytest.mark.parametrize("config", [TINY, RADIAL], ids=lambda config: config.design)
+def test_gradients_of_constant_volumes_are_finite(config, key, has_finite_gradients):
     pairs = [[np.full((2, BOX, BOX, BOX), value, np.float32)] * 2 for value in (0.0, 1.0)]
-    assert has_finite_gradients(_network()._replace(params=params), *pairs)
+    assert has_finite_gradients(_awake(config, key), *pairs)
+
+
+def test_radial_network_starts_at_the_identity():
+    (pose, matrix), _ = _train(*_pairs(), config=RADIAL)
+    np.testing.assert_allclose(pose.rotation, np.tile(np.eye(3), (3, 1, 1)), atol=1e-6)
+    np.testing.assert_array_equal(pose.shift, np.zeros((3, 3)))
+    np.testing.assert_array_equal(matrix, np.zeros((3, 3, 3)))
+
+
+def test_radial_network_turns_by_the_rotation_nearest_to_its_matrix(key):
+    params = _awake(RADIAL, key).params
+    (pose, matrix), _ = _train(*_pairs(), config=RADIAL, params=params)
+    u, _, vt = np.linalg.svd(matrix)
+    signs = np.stack([np.ones(3), np.ones(3), np.linalg.det(u @ vt)], axis=-1)
+    np.testing.assert_allclose(pose.rotation, u * signs[:, None] @ vt, atol=1e-4)
+    assert np.all(np.abs(pose.shift) <= BOX / 2)
+
+
+def test_radial_network_does_not_see_brightness_and_contrast_of_features(key):
+    """Only batch norm's epsilon does."""
+    params = _awake(RADIAL, key).params
+    source, target = _pairs()
+    (pose, _), _ = _train(source, target, config=RADIAL, params=params)
+    (same, _), _ = _train(7 * source, 7 * target, config=RADIAL, params=params)
+    np.testing.assert_allclose(same.rotation, pose.rotation, atol=0.02)
 
 
 def test_pose_of_one_half_throughout_is_the_identity(compiled):

@@ -1,6 +1,7 @@
 """The Gum-Net recipe: that both losses train, and what a run leaves."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,12 @@ from jimjax.data.subtomograms import Subtomograms
 from jimjax.io.errors import InputError
 from jimjax.mesh import data_mesh
 from jimjax.models import functional, weights
-from jimjax.models.gumnet import GumNetConfig
+from jimjax.models.gumnet import GumNetConfig, Match
 from jimjax.ops.correlation import pearson
 from jimjax.ops.rotation import Pose
 from jimjax.train import gumnet, losses
 from jimjax.train.run import load_run, predict, train_run, weights_of
+from jimjax.train.teacher import Teacher
 
 BOX, NUM = 14, 6
 TINY = GumNetConfig(
@@ -71,14 +73,42 @@ def test_run_keeps_weights_and_is_not_to_be_predicted_with(particles, tmp_path, 
         predict(kept, particles)
 
 
+def test_teacher_pays_by_weight_for_the_matrix_and_the_shift():
+    """Squared errors; 2 voxels off in a box of 16 are one unit."""
+    true = Pose(jnp.tile(jnp.eye(3), (2, 1, 1)), jnp.zeros((2, 3)))
+    found = Match(true._replace(shift=true.shift.at[1, 0].set(2.0)), 0.5 * true.rotation)
+    config = RunConfig(joint=JointSection(alignment_weight=3.0))
+    pay = functools.partial(gumnet.taught_loss, config, found, true, jnp.zeros(2, int))
+    value, metrics = pay(jnp.array([2.0, 0.0]), 16)
+    np.testing.assert_allclose(value, 3 * (2 * 0.75 + 0) / 2, rtol=1e-5)
+    np.testing.assert_allclose(pay(jnp.array([0.0, 1.0]), 16)[0], 3 * (0.75 + 1) / 2, rtol=1e-5)
+    assert metrics["rotation_error"] == 0.0
+
+
+@pytest.mark.slow
+def test_teacher_trains_a_gumnet(particles, tmp_path, monkeypatch):
+    monkeypatch.setitem(gumnet.PRESETS, "small", lambda box: TINY)
+    rotations = np.tile(np.eye(3, dtype=np.float32), (NUM, 1, 1))
+    labels = Teacher(
+        np.arange(NUM) % 2, rotations, np.zeros((NUM, 3), np.float32), np.ones(NUM, np.float32)
+    )
+    train_run(CONFIG, particles, tmp_path / "run", teacher=labels)
+    records = [
+        json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    ]
+    taught = [record for record in records if record["stage"] == "teacher"]
+    assert [set(record) >= {"rotation_error", "shift_error"} for record in taught] == [True] * 2
+    assert load_run(tmp_path / "run").network.params["out"]["bias"][...].any()
+
+
 def test_imputed_loss_is_that_of_upstream(particles, network):
     """One minus the squared correlation over the batch, of sources filled up with targets."""
     mesh, batch = data_mesh(1), pairs_of(particles)
     config = RunConfig(joint=JointSection(loss="imputed"))
     with jax.set_mesh(mesh):
         value = gumnet._pair_loss(config, mesh)(network, batch, jax.random.key(0))[0]
-        poses, _ = functional.apply(network, batch.source, batch.target, train=True)
-        filled = gumnet._imputed(batch, poses, mesh)
+        found, _ = functional.apply(network, batch.source, batch.target, train=True)
+        filled = gumnet._imputed(batch, found.pose, mesh)
     np.testing.assert_allclose(value, 1 - pearson(filled, batch.target) ** 2, rtol=1e-5)
 
 
@@ -112,5 +142,5 @@ def test_codes_of_unshared_batch_norm_give_the_poses_of_the_network(particles, n
     whole, _ = functional.apply(network, source, target, train=False)
     codes = encode(network, source), encode(network, target)
     apart, _ = functional.apply(network, *codes, train=False, method="match")
-    np.testing.assert_allclose(apart.rotation, whole.rotation, atol=1e-5)
-    np.testing.assert_allclose(apart.shift, whole.shift, atol=1e-5)
+    np.testing.assert_allclose(apart.rotation, whole.pose.rotation, atol=1e-5)
+    np.testing.assert_allclose(apart.shift, whole.pose.shift, atol=1e-5)
