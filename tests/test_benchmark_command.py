@@ -47,7 +47,8 @@ def test_results_table_and_curves_are_written_once(tmp_path, capsys):
         assert result["seconds_per_particle"] > 0
     table = (out / "table.md").read_text()
     assert "| 0.1 | em | fitted |" in table
-    assert "| 0.1 | Jim-Net as published |" in table
+    assert "| 0.1 | Jim-Net as published | other data | 0.997 |" in table
+    assert "| 0.1 | Gum-Net as published | other data | - | 0.62" in table
     assert (out / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
     times = {path: path.stat().st_mtime_ns for path in out.glob("snr_*/result_*.json")}

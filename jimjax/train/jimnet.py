@@ -10,9 +10,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from jimjax.align.references import Particles
 from jimjax.config import RunConfig
 from jimjax.data import batches
-from jimjax.data.subtomograms import Subtomograms
 from jimjax.models import jimnet, weights
 from jimjax.models.functional import Network
 from jimjax.ops import matching
@@ -73,22 +73,21 @@ def build_optimizer(config: RunConfig, num_particles: int) -> Optimizer:
 
 
 def build_stages(
-    config: RunConfig, network: Network, particles: Subtomograms, mesh: Mesh, key: jax.Array
+    config: RunConfig, network: Network, particles: Particles, mesh: Mesh, key: jax.Array
 ) -> list[Stage]:
     """Lays out training: molecules, then cluster-matched pairs of the particles.
 
     Args:
         config: the run.
         network: its static structure.
-        particles: without truth; only volumes and tilt ranges are looked at.
+        particles: of ``em.prepare``.
         mesh: devices.
         key: seeds the clustering.
 
     Returns:
         Stages for ``loop.train``; their memory is an ``em.Memory``.
     """
-    prepared = em.prepare(particles, config)
-    volumes, tilt_ranges = prepared.volumes, prepared.tilt_ranges
+    volumes, tilt_ranges = particles.volumes, particles.tilt_ranges
     box = volumes.shape[-1]
 
     def pair_batches(epoch: int, memory: em.Memory) -> Iterator[PairBatch]:
@@ -112,7 +111,7 @@ def build_stages(
     ) -> tuple[em.Memory, dict[str, float]]:
         current = network_of(network, state)
         epoch_key = jax.random.fold_in(key, epoch)
-        return em.recluster(epoch_key, current, prepared, memory, config)
+        return em.recluster(epoch_key, current, particles, memory, config)
 
     return [
         molecule_stage(config, tilt_ranges, box, mesh),

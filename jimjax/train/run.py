@@ -123,7 +123,8 @@ def train_run(
     elif config.network.kind == "gumnet":
         stages = gumnet.build_stages(config, particles, mesh)
     else:
-        stages = jimnet.build_stages(config, network, particles, mesh, cluster_key)
+        prepared = em.prepare(particles, config)
+        stages = jimnet.build_stages(config, network, prepared, mesh, cluster_key)
     with open_checkpoints(folder / CHECKPOINTS) as checkpoints:
         if resume and checkpoints.latest_step is not None:
             saved = checkpoints.restore({"state": state, "memory": memory})
@@ -145,8 +146,11 @@ def train_run(
     trained = network_of(network, state)
     if config.network.kind == "gumnet":
         return _finish_gumnet(config, trained, particles, folder)
-    references = None if teacher is None else memory.references
-    return _finish(config, trained, particles, memory, folder, references)
+    references = memory.references
+    if teacher is None:
+        references = em.final_references(trained, prepared, memory, config)
+    mrc.write_stack(folder / REFERENCES, references, voxel_size=particles.voxel_size)
+    return Run(folder, config, trained, references, particles.voxel_size)
 
 
 def untrained_run(config: RunConfig, particles: Subtomograms) -> Run:
@@ -164,8 +168,10 @@ def untrained_run(config: RunConfig, particles: Subtomograms) -> Run:
     network = jimnet.build_network(config, box)
     memory = em.initial_memory(len(particles), config.network.num_classes, box)
     key = jax.random.split(jax.random.key(config.seed))[1]
-    memory, _ = em.recluster(key, network, em.prepare(particles, config), memory, config)
-    return _finish(config, network, particles, memory, None)
+    prepared = em.prepare(particles, config)
+    memory, _ = em.recluster(key, network, prepared, memory, config)
+    references = em.final_references(network, prepared, memory, config)
+    return Run(None, config, network, references, particles.voxel_size)
 
 
 def load_run(folder: str | Path) -> Run:
@@ -296,22 +302,6 @@ def _initial_network(config: RunConfig, box: int, weights: Weights | None) -> Ne
             f"{config.data.contrast}"
         )
     return transplant(weights, network)
-
-
-def _finish(
-    config: RunConfig,
-    network: Network,
-    particles: Subtomograms,
-    memory: em.Memory,
-    folder: Path | None,
-    references: np.ndarray | None = None,
-) -> Run:
-    if references is None:
-        prepared = em.prepare(particles, config)
-        references = em.final_references(network, prepared, memory, config)
-    if folder is not None:
-        mrc.write_stack(folder / REFERENCES, references, voxel_size=particles.voxel_size)
-    return Run(folder, config, network, references, particles.voxel_size)
 
 
 def _inputs(particles: Subtomograms) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from jimjax.align import gumnet
 from jimjax.data.phantom import demo_phantoms, render
 from jimjax.models import weights
 from jimjax.models.gumnet import GumNetConfig
-from jimjax.ops.rotation import Pose, from_rotation_vector
+from jimjax.ops.rotation import Pose, from_rotation_vector, random_rotation
 
 BOX, NUM, MAX_SHIFT = 24, 12, 5.0
 # A radial network begins by answering that nothing moves.
@@ -85,3 +85,26 @@ def test_published_network_poses_pairs_as_well(particles):
     moved = gumnet.centre(volumes, FULL, max_shift=MAX_SHIFT)
     found = gumnet.align_pairs(published, moved, moved)
     np.testing.assert_allclose(np.linalg.det(found.rotation), np.ones(NUM), atol=1e-4)
+
+
+def test_shipped_weights_pose_molecules_they_have_not_seen():
+    """Chance is a mean of 2.40, with a standard error of 0.08 over 40 pairs."""
+    num = 40
+    keys = jax.random.split(jax.random.key(5), 2 * num).reshape(num, 2)
+    turns = jax.vmap(jax.vmap(random_rotation))(keys)
+    molecules = demo_phantoms(5, shape=(32,) * 3)
+    still = np.zeros(3, np.float32)
+    volumes = [
+        [-np.asarray(render(molecules[pair % 5], (32,) * 3, Pose(turn, still))) for turn in both]
+        for pair, both in enumerate(turns)
+    ]
+    volumes = np.array(volumes)
+    volumes -= volumes.mean(axis=(2, 3, 4), keepdims=True)
+    volumes /= volumes.std(axis=(2, 3, 4), keepdims=True)
+    network = weights.load_shipped("gumnet_small").network
+    there = np.zeros((num, 3))
+    found = gumnet.align_pairs(
+        network, gumnet.Centred(volumes[:, 0], there), gumnet.Centred(volumes[:, 1], there)
+    )
+    true = np.einsum("nij,nkj->nik", turns[:, 1], turns[:, 0])
+    assert np.linalg.norm(found.rotation - true, axis=(1, 2)).mean() < 1.5

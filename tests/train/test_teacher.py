@@ -18,7 +18,7 @@ from jimjax.io import star
 from jimjax.io.errors import InputError
 from jimjax.mesh import data_mesh
 from jimjax.models import functional, weights
-from jimjax.train import jimnet, loop, losses, teacher
+from jimjax.train import em, jimnet, loop, losses, teacher
 from jimjax.train.run import train_run
 from jimjax.train.state import initial_state, network_of
 
@@ -101,7 +101,8 @@ def test_teacher_lowers_the_error_of_held_out_pairs(particles):
     with_teacher = trained_with(stages, learned, memory)
     # The same classes and as many steps; poses from the correlation of pairs.
     network = weights.build(TINY, jax.random.key(0))
-    alone = jimnet.build_stages(CONFIG, network, learned, mesh, jax.random.key(2))
+    prepared = em.prepare(learned, CONFIG)
+    alone = jimnet.build_stages(CONFIG, network, prepared, mesh, jax.random.key(2))
     alone = [stage._replace(before_epoch=None) for stage in alone]
     without = trained_with(alone, learned, memory)
     # Chance is 2.4; the correlation of pairs alone hardly leaves it in so few steps.
