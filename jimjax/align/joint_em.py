@@ -26,6 +26,7 @@ from jimjax.align.bands import Band, join, per_shell, split
 from jimjax.align.slices import Sums
 
 DYING = 0.3  # of an equal share of the particles, below which a class is given up
+CHUNK = 32  # rotations that are read or inserted at a time
 NOISE_FLOOR = 1e-3  # of the mean noise variance, in a shell where the templates explain all
 
 
@@ -122,8 +123,8 @@ def expect(
             cannot belong; None if all are as probable.
         temperature: 1 or more; by what log-likelihoods are divided, so that early, wrong
             references do not decide.
-        block: particles at a time; the memory is that of some ``block * c * r`` and of some
-            ``4 * c * r * k`` floats.
+        block: particles at a time; besides what is given and returned, the memory is that of
+            up to ``10 * c * r * k`` and ``4 * c * r * block`` floats.
         dtype: in which particles and templates are multiplied; sums are float32. bfloat16 is
             quicker on accelerators, and moves a log-likelihood by some thousandths of itself.
 
@@ -201,10 +202,7 @@ def _expect_fold(
 ) -> tuple[Posterior, Statistics]:
     num, num_groups, num_classes = len(spectra), len(masks), len(grids)
     precision = (1 / noise)[band.shells]
-    cuts = slices.cut(grids, rotations, band)
-    flat = cuts.reshape(-1, len(band.shells))
-    half_power = (masks * precision) @ (jnp.abs(flat) ** 2).T / 2
-    templates = _Templates(split(flat).astype(dtype), half_power, precision)
+    templates = _make_templates(grids, masks, precision, rotations, band, dtype)
     moves = _Moves(jnp.arange(len(shifts)), jnp.conj(bands.phase_ramps(shifts, band)), log_prior)
 
     def weigh_block(sums: tuple[jax.Array, jax.Array], own: tuple) -> tuple[tuple, Posterior]:
@@ -219,24 +217,90 @@ def _expect_fold(
         return (moved, per_group), Posterior(per_class, *pose, found.evidence)
 
     blocks = cut_blocks((spectra, groups, class_log_prior), is_real, block)
-    zeros = jnp.zeros(templates.rows.shape), jnp.zeros((len(flat), num_groups))
+    num_templates = len(templates.rows)
+    zeros = jnp.zeros(templates.rows.shape), jnp.zeros((num_templates, num_groups))
     (moved, per_group), parts = lax.scan(weigh_block, zeros, blocks)
     posterior = jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:])[:num], parts)
 
-    moved = join(moved).reshape(cuts.shape)
-    occupied = (per_group @ masks).reshape(cuts.shape)
+    totals = _add_templates(grids, masks, precision, rotations, moved, per_group, band)
     members = jnp.zeros(num_groups).at[groups].add(is_real)
-    crossed = jnp.sum((jnp.conj(cuts) * moved).real, axis=(0, 1))
-    explained = jnp.sum(jnp.abs(cuts) ** 2 * occupied, axis=(0, 1))
     energy = is_real @ jnp.abs(spectra) ** 2
     return posterior, Statistics(
-        slices.insert(moved * precision, occupied * precision, rotations, band),
+        totals.sums,
         posterior.classes.sum(axis=0),
-        per_shell(energy + explained - 2 * crossed, band),
-        per_shell(crossed, band),
-        per_shell(explained, band),
+        per_shell(energy + totals.explained - 2 * totals.crossed, band),
+        per_shell(totals.crossed, band),
+        per_shell(totals.explained, band),
         per_shell(members @ masks, band),
     )
+
+
+def _make_templates(
+    grids: jax.Array,
+    masks: jax.Array,
+    precision: jax.Array,
+    rotations: jax.Array,
+    band: Band,
+    dtype: DTypeLike,
+) -> _Templates:
+    def one_chunk(rotation: jax.Array) -> tuple[jax.Array, jax.Array]:
+        cuts = slices.cut(grids, rotation[None], band)[:, 0]
+        return split(cuts).astype(dtype), (masks * precision) @ (jnp.abs(cuts) ** 2).T / 2
+
+    rows, half_power = lax.map(one_chunk, rotations, batch_size=CHUNK)  # (r, c, 2 k), (r, g, c)
+    rows = jnp.moveaxis(rows, 1, 0).reshape(-1, rows.shape[-1])
+    half_power = jnp.transpose(half_power, (1, 2, 0)).reshape(len(masks), -1)
+    return _Templates(rows, half_power, precision)
+
+
+class _Totals(NamedTuple):
+    sums: Sums
+    crossed: jax.Array  # (k,)
+    explained: jax.Array  # (k,)
+
+
+def _add_templates(
+    grids: jax.Array,
+    masks: jax.Array,
+    precision: jax.Array,
+    rotations: jax.Array,
+    moved: jax.Array,
+    per_group: jax.Array,
+    band: Band,
+) -> _Totals:
+    """Inserts what was added up for each template, and compares it with the template.
+
+    Templates are read anew, some rotations at a time: interpolation needs an order of magnitude
+    more memory than what it reads.
+    """
+    moved = moved.reshape(len(grids), len(rotations), -1)
+    per_group = per_group.reshape(len(grids), len(rotations), -1)
+
+    def add_chunk(first: jax.Array | int, totals: _Totals, *, size: int) -> _Totals:
+        def chunk(field: jax.Array, axis: int) -> jax.Array:
+            return lax.dynamic_slice_in_dim(field, first, size, axis)
+
+        turns, own = chunk(rotations, 0), join(chunk(moved, 1))
+        occupied = chunk(per_group, 1) @ masks
+        cuts = slices.cut(grids, turns, band)
+        more = _Totals(
+            slices.insert(own * precision, occupied * precision, turns, band),
+            jnp.sum((jnp.conj(cuts) * own).real, axis=(0, 1)),
+            jnp.sum(jnp.abs(cuts) ** 2 * occupied, axis=(0, 1)),
+        )
+        return jax.tree.map(jnp.add, totals, more)
+
+    size = min(CHUNK, len(rotations))
+    num_chunks, rest = divmod(len(rotations), size)
+    zeros = jnp.zeros(len(precision))
+    nothing = Sums(jnp.zeros_like(grids), jnp.zeros(grids.shape, zeros.dtype))
+    totals = lax.fori_loop(
+        0,
+        num_chunks,
+        lambda number, totals: add_chunk(number * size, totals, size=size),
+        _Totals(nothing, zeros, zeros),
+    )
+    return add_chunk(num_chunks * size, totals, size=rest) if rest else totals
 
 
 def _score(

@@ -208,3 +208,29 @@ def test_classes_of_no_probability_get_nothing(world, observations, model):
     np.testing.assert_allclose(statistics.counts[:, 0], sums.counts[:, 0], rtol=1e-5)
     np.testing.assert_array_equal(statistics.counts[:, 1], 0)
     assert np.all(np.isfinite(statistics.sums.spectra))
+
+
+def test_memory_is_that_of_the_templates_and_a_block():
+    """As the docstring says, and as the compiler lays it out; nothing is run."""
+    band = bands.Band(32, 6.5)
+    num_classes, num_rotations, num, block, num_k = 3, 600, 500, 128, len(band.shells)
+
+    def array(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    observations = joint_em.Observations(
+        array(2, num, num_k, dtype=jnp.complex64),
+        array(2, num, dtype=jnp.int32),
+        array(2, num),
+        array(1, num_k),
+    )
+    grids = array(2, num_classes, *[band.side] * 3, dtype=jnp.complex64)
+    model = joint_em.Model(grids, array(band.num_shells))
+    compiled = (
+        jax.jit(functools.partial(joint_em.expect, band=band, block=block))
+        .lower(observations, model, array(num_rotations, 3, 3), array(9, 3), array(9))
+        .compile()
+    )
+    templates = num_classes * num_rotations
+    stated = 4 * (10 * templates * num_k + 4 * templates * block)
+    assert compiled.memory_analysis().temp_size_in_bytes < stated
