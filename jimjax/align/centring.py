@@ -20,6 +20,7 @@ from jimjax.align.measured import MeasuredVolumes
 LIMIT, LOWEST_LIMIT = 1.7, 2.0  # of the band, cycles per particle diameter and per box
 NUM_PROFILES = 4
 SMALLEST, LARGEST = 0.1, 0.3  # standard deviations of the first profiles, particle diameters
+DIAMETER = 2 / 3  # of the box, of particles of unknown size
 STEP = 1.5  # voxels of a 32-voxel box between two shifts
 NUM_ITERATIONS = 25
 FIRST_TEMPERATURE, COOLING = 3.0, 0.8  # of the log-likelihoods, and what it falls by
@@ -38,14 +39,17 @@ class Centres(NamedTuple):
     sizes: np.ndarray
 
 
-def centre_particles(particles: MeasuredVolumes, *, max_shift: float, diameter: float) -> Centres:
+def centre_particles(
+    particles: MeasuredVolumes, *, max_shift: float, diameter: float | None = None
+) -> Centres:
     """Finds the shift of every particle from low frequencies, in which it is one blob.
 
     Args:
         particles: of unknown orientation.
         max_shift: along each axis, voxels.
-        diameter: of the particles, voxels.
+        diameter: of the particles, voxels; two thirds of the box if None.
     """
+    diameter = DIAMETER * particles.box if diameter is None else diameter
     highest = particles.box / 2 - 1
     limit = np.clip(LIMIT * particles.box / diameter, min(LOWEST_LIMIT, highest), highest)
     band = Band(particles.box, float(limit))

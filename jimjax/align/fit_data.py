@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jimjax.align import bands, slices
 from jimjax.align.bands import Band
+from jimjax.align.centring import DIAMETER
 from jimjax.align.joint_em import (
     Model,
     Observations,
@@ -28,7 +29,6 @@ from jimjax.mesh import AXIS, replicate
 from jimjax.ops import symmetry
 
 NUM_FOLDS = 4
-DIAMETER = 2 / 3  # of the box, where none is given
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """A trained Gum-Net applied to particles: pairs, and poses against references.
 
-Its features see the middle half of the box. Particles are therefore moved there first, by whole
-voxels and as ``centring`` finds them, and the network is left with the rest of the shift.
+Its features fade out towards the corners of the box. Particles are therefore moved to the middle
+first, by whole voxels and as ``centring`` finds them, and the network is left with the rest of the
+shift.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,6 @@ import numpy as np
 
 from jimjax.align import inference
 from jimjax.align.centring import centre_particles
-from jimjax.align.fit_data import DIAMETER
 from jimjax.align.inference import FULL_TILT, Alignments
 from jimjax.align.measured import MeasuredVolumes
 from jimjax.data.batches import padded_chunks
@@ -45,11 +45,7 @@ def centre(volumes: np.ndarray, tilt_ranges: np.ndarray, *, max_shift: float) ->
     Returns:
         The particles there.
     """
-    found = centre_particles(
-        MeasuredVolumes(volumes, tilt_ranges),
-        max_shift=max_shift,
-        diameter=DIAMETER * volumes.shape[-1],
-    )
+    found = centre_particles(MeasuredVolumes(volumes, tilt_ranges), max_shift=max_shift)
     offsets = np.round(found.shifts).astype(int)
     moved = [
         np.roll(volume, tuple(-offset[::-1]), axis=(0, 1, 2))
@@ -69,14 +65,14 @@ def align_pairs(network: Network, sources: Centred, targets: Centred) -> Pose:
     Returns:
         Poses ``(n,)`` that carry sources onto targets as both were before they were moved.
     """
-    rotations, shifts = [], []
-    for rows in padded_chunks(len(sources.volumes), BATCH_SIZE):
-        found = _match(network, sources.volumes[rows], targets.volumes[rows])
-        rotations.append(np.asarray(found.rotation))
-        shifts.append(np.asarray(found.shift))
     num = len(sources.volumes)
-    rotation, shift = (np.concatenate(parts)[:num] for parts in (rotations, shifts))
-    return Pose(rotation, _moved_back(rotation, shift, sources.offsets, targets.offsets))
+    chunks = [
+        jax.tree.map(np.asarray, _match(network, sources.volumes[rows], targets.volumes[rows]))
+        for rows in padded_chunks(num, BATCH_SIZE)
+    ]
+    found = jax.tree.map(lambda *parts: np.concatenate(parts)[:num], *chunks)
+    shift = _moved_back(found.rotation, found.shift, sources.offsets, targets.offsets)
+    return found._replace(shift=shift)
 
 
 def align_to_references(

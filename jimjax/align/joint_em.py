@@ -21,12 +21,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from jimjax.align import bands, slices
-from jimjax.align.bands import Band, join, per_shell, split
+from jimjax.align import bands, slices, templates
+from jimjax.align.bands import Band, per_shell, split
 from jimjax.align.slices import Sums
+from jimjax.align.templates import Templates
 
 DYING = 0.3  # of an equal share of the particles, below which a class is given up
-CHUNK = 32  # rotations that are read or inserted at a time
 NOISE_FLOOR = 1e-3  # of the mean noise variance, in a shell where the templates explain all
 
 
@@ -164,12 +164,6 @@ def add_folds(statistics: Statistics) -> Statistics:
     )
 
 
-class _Templates(NamedTuple):
-    rows: jax.Array  # (c r, 2 k): real parts, imaginary parts
-    half_power: jax.Array  # (g, c r), of what the mask lets through, over the noise
-    precision: jax.Array  # (k,)
-
-
 class _Moves(NamedTuple):
     index: jax.Array  # (s,)
     back: jax.Array  # (s, k) complex
@@ -202,13 +196,14 @@ def _expect_fold(
 ) -> tuple[Posterior, Statistics]:
     num, num_groups, num_classes = len(spectra), len(masks), len(grids)
     precision = (1 / noise)[band.shells]
-    templates = _make_templates(grids, masks, precision, rotations, band, dtype)
+    shown = templates.read(grids, masks, precision, rotations, band, dtype)
     moves = _Moves(jnp.arange(len(shifts)), jnp.conj(bands.phase_ramps(shifts, band)), log_prior)
 
     def weigh_block(sums: tuple[jax.Array, jax.Array], own: tuple) -> tuple[tuple, Posterior]:
         (spectra, groups, of_class), is_real = own
         prior = jnp.repeat(of_class, len(rotations), axis=1)
-        score = functools.partial(_score, templates, temperature, spectra, groups, prior)
+        weighted = spectra * precision
+        score = functools.partial(_score, shown, temperature, weighted, groups, prior)
         found = _survey(score, moves, len(spectra))
         moved, occupied = _add_up(score, moves, spectra, found.evidence, is_real, sums[0], dtype)
         per_group = sums[1] + occupied.T @ jax.nn.one_hot(groups, num_groups)
@@ -217,12 +212,11 @@ def _expect_fold(
         return (moved, per_group), Posterior(per_class, *pose, found.evidence)
 
     blocks = cut_blocks((spectra, groups, class_log_prior), is_real, block)
-    num_templates = len(templates.rows)
-    zeros = jnp.zeros(templates.rows.shape), jnp.zeros((num_templates, num_groups))
+    zeros = jnp.zeros(shown.rows.shape), jnp.zeros((len(shown.rows), num_groups))
     (moved, per_group), parts = lax.scan(weigh_block, zeros, blocks)
     posterior = jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:])[:num], parts)
 
-    totals = _add_templates(grids, masks, precision, rotations, moved, per_group, band)
+    totals = templates.insert(grids, masks, precision, rotations, moved, per_group, band)
     members = jnp.zeros(num_groups).at[groups].add(is_real)
     energy = is_real @ jnp.abs(spectra) ** 2
     return posterior, Statistics(
@@ -235,86 +229,17 @@ def _expect_fold(
     )
 
 
-def _make_templates(
-    grids: jax.Array,
-    masks: jax.Array,
-    precision: jax.Array,
-    rotations: jax.Array,
-    band: Band,
-    dtype: DTypeLike,
-) -> _Templates:
-    def one_chunk(rotation: jax.Array) -> tuple[jax.Array, jax.Array]:
-        cuts = slices.cut(grids, rotation[None], band)[:, 0]
-        return split(cuts).astype(dtype), (masks * precision) @ (jnp.abs(cuts) ** 2).T / 2
-
-    rows, half_power = lax.map(one_chunk, rotations, batch_size=CHUNK)  # (r, c, 2 k), (r, g, c)
-    rows = jnp.moveaxis(rows, 1, 0).reshape(-1, rows.shape[-1])
-    half_power = jnp.transpose(half_power, (1, 2, 0)).reshape(len(masks), -1)
-    return _Templates(rows, half_power, precision)
-
-
-class _Totals(NamedTuple):
-    sums: Sums
-    crossed: jax.Array  # (k,)
-    explained: jax.Array  # (k,)
-
-
-def _add_templates(
-    grids: jax.Array,
-    masks: jax.Array,
-    precision: jax.Array,
-    rotations: jax.Array,
-    moved: jax.Array,
-    per_group: jax.Array,
-    band: Band,
-) -> _Totals:
-    """Inserts what was added up for each template, and compares it with the template.
-
-    Templates are read anew, some rotations at a time: interpolation needs an order of magnitude
-    more memory than what it reads.
-    """
-    moved = moved.reshape(len(grids), len(rotations), -1)
-    per_group = per_group.reshape(len(grids), len(rotations), -1)
-
-    def add_chunk(first: jax.Array | int, totals: _Totals, *, size: int) -> _Totals:
-        def chunk(field: jax.Array, axis: int) -> jax.Array:
-            return lax.dynamic_slice_in_dim(field, first, size, axis)
-
-        turns, own = chunk(rotations, 0), join(chunk(moved, 1))
-        occupied = chunk(per_group, 1) @ masks
-        cuts = slices.cut(grids, turns, band)
-        more = _Totals(
-            slices.insert(own * precision, occupied * precision, turns, band),
-            jnp.sum((jnp.conj(cuts) * own).real, axis=(0, 1)),
-            jnp.sum(jnp.abs(cuts) ** 2 * occupied, axis=(0, 1)),
-        )
-        return jax.tree.map(jnp.add, totals, more)
-
-    size = min(CHUNK, len(rotations))
-    num_chunks, rest = divmod(len(rotations), size)
-    zeros = jnp.zeros(len(precision))
-    nothing = Sums(jnp.zeros_like(grids), jnp.zeros(grids.shape, zeros.dtype))
-    totals = lax.fori_loop(
-        0,
-        num_chunks,
-        lambda number, totals: add_chunk(number * size, totals, size=size),
-        _Totals(nothing, zeros, zeros),
-    )
-    return add_chunk(num_chunks * size, totals, size=rest) if rest else totals
-
-
 def _score(
-    templates: _Templates,
+    shown: Templates,
     temperature: jax.Array | float,
-    spectra: jax.Array,
+    weighted: jax.Array,
     groups: jax.Array,
     prior: jax.Array,
     move: _Moves,
 ) -> jax.Array:
     """Log of prior times likelihood of every template, at one shift: ``(n, c r)``."""
-    moved = split(spectra * templates.precision * move.back)
-    products = _multiply(moved, templates.rows.T, templates.rows.dtype)
-    return (products - templates.half_power[groups] + move.log_prior + prior) / temperature
+    products = _multiply(split(weighted * move.back), shown.rows.T, shown.rows.dtype)
+    return (products - shown.half_power[groups] + move.log_prior + prior) / temperature
 
 
 def _survey(score: Callable[[_Moves], jax.Array], moves: _Moves, num: int) -> _Found:

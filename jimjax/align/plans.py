@@ -39,11 +39,14 @@ class Nearby(NamedTuple):
 
 Plan = tuple[Sweep | Nearby, ...]
 
-REFINE_PLAN: Plan = (
-    Nearby(4.35, 5),
-    *[Nearby(4.35, 2, with_twins=True)] * 4,  # what is a twin changes as averages improve
-    Nearby(5.7, 3),
-)
+
+def _refine(twin_stages: int) -> Plan:
+    """Iterations near the poses; what is a twin changes as averages improve."""
+    twins = [Nearby(4.35, 2, with_twins=True)] * twin_stages
+    return (Nearby(4.35, 5), *twins, Nearby(5.7, 3))
+
+
+REFINE_PLAN: Plan = _refine(4)
 PLAN: Plan = (
     Sweep(2.35, 576, 0.14, 0.07, 12),
     Sweep(3.0, 576, 0.14, 0.07, 8),
@@ -52,12 +55,7 @@ PLAN: Plan = (
     *REFINE_PLAN,
 )
 # What a network leaves to do: of some particles the class or the pose is still to be found.
-FINISH_PLAN: Plan = (
-    Sweep(3.7, 1152, 0.095, 0.0475, 1),
-    Nearby(4.35, 5),
-    *[Nearby(4.35, 2, with_twins=True)] * 3,
-    Nearby(5.7, 3),
-)
+FINISH_PLAN: Plan = (Sweep(3.7, 1152, 0.095, 0.0475, 1), *_refine(3))
 REFERENCE_PLAN: Plan = (
     Sweep(3.7, 1152, 0.19, 0.0475, 1),
     Sweep(4.35, 2304, 0.095, 0.0475, 2),

@@ -62,7 +62,7 @@ def _measure_pairs(
     rotations, shifts = zip(*map(find, first, second), strict=True)
     seconds = time.monotonic() - started
     found = np.array(rotations), np.array(shifts)
-    return _score(case, *found, first, second), _details(seconds, len(first))
+    return _score(case, *found, (first, second), seconds)
 
 
 def _measure_gumnet(case: _Case) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -84,28 +84,24 @@ def _measure_gumnet(case: _Case) -> tuple[dict[str, Any], dict[str, Any]]:
     pairs = (Centred(moved.volumes[rows], moved.offsets[rows]) for rows in (first, second))
     found = align_pairs(network, *pairs)
     seconds = time.monotonic() - started
-    return _score(case, *found, first, second), _details(seconds, len(first))
+    return _score(case, *found, (first, second), seconds)
 
 
 def _score(
     case: _Case,
     rotations: "np.ndarray",
     shifts: "np.ndarray",
-    first: "np.ndarray",
-    second: "np.ndarray",
-) -> dict[str, Any]:
+    pairs: tuple["np.ndarray", "np.ndarray"],
+    seconds: float,
+) -> tuple[dict[str, Any], dict[str, Any]]:
     from jimjax.evaluate.pose import compare_relative, score_poses
 
     truth = case.fresh
     errors = compare_relative(
-        rotations, shifts, truth.labels, truth.rotations, truth.shifts, (first, second),
-        groups=case.groups,
-    )  # fmt: skip
-    return score_poses(errors)
-
-
-def _details(seconds: float, num_pairs: int) -> dict[str, Any]:
-    return {"seconds_per_particle": seconds / num_pairs, "scored_on": "fresh"}
+        rotations, shifts, truth.labels, truth.rotations, truth.shifts, pairs, groups=case.groups
+    )
+    details = {"seconds_per_particle": seconds / len(pairs[0]), "scored_on": "fresh"}
+    return score_poses(errors), details
 
 
 def _match_ht(*pair: "jax.Array", **how: Any) -> "Matches":

@@ -32,7 +32,7 @@ class Train:
             with; pre-training is left out.
         teacher: take classes and poses of the STAR file, such as jimjax align writes, as labels,
             weighted by jimClassProbability and jimAngleDeviation; nothing is clustered, and the
-            references of the run are the averages in those poses.
+            references of a Jim-Net are the averages in those poses.
         resume: go on with the run in OUT where it was interrupted.
         seed: overrides the configuration's seed.
         num_classes: overrides network.num_classes of the configuration.

@@ -6,8 +6,8 @@ option restores the code's way); a correlation's spatial axes belong to the targ
 to the source; the second of two consecutive L2 norms is left out.
 
 As published the network needs more pairs than a laptop can show it: 1450 steps on random molecules
-without noise left a small one where it began. A second design has the same layers and finds
-rotations within 500; see ``GumNetConfig.design``.
+without noise left a small one where it began. A second design has the same layers and learns to
+tell rotations in about 1000; see ``GumNetConfig.design``.
 """
 
 from dataclasses import dataclass

@@ -16,7 +16,6 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from jimjax.align.centring import centre_particles
-from jimjax.align.fit_data import DIAMETER
 from jimjax.align.inference import describe
 from jimjax.align.measured import MeasuredVolumes
 from jimjax.align.references import (
@@ -61,12 +60,8 @@ def prepare(particles: Subtomograms, config: RunConfig) -> Particles:
     """
     volumes = normalize(particles.volumes)
     tilt_ranges = np.asarray(particles.tilt_ranges, np.float32)
-    box = volumes.shape[-1]
-    found = centre_particles(
-        MeasuredVolumes(volumes, tilt_ranges),
-        max_shift=config.pretrain.max_shift * box,
-        diameter=DIAMETER * box,
-    )
+    measured = MeasuredVolumes(volumes, tilt_ranges)
+    found = centre_particles(measured, max_shift=config.pretrain.max_shift * measured.box)
     return Particles(volumes, tilt_ranges, found.shifts)
 
 

@@ -1,11 +1,12 @@
 """How Gum-Net is trained: random molecules first, then pairs of particles without labels.
 
 Zeng and Xu 2020 maximise the correlation of aligned pairs, of whatever class: every epoch draws
-partners anew. Random molecules before that are our addition; from random weights, and on a
-laptop's time, correlation alone finds no poses. So is that particles are centred first.
+partners anew. Two things are added here. Random molecules come before that: from random weights,
+and on a laptop's time, correlation alone finds no poses. And particles are centred first.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -99,10 +100,7 @@ def build_stages(config: RunConfig, particles: Subtomograms, mesh: Mesh) -> list
 
 def molecule_stage(config: RunConfig, tilt_ranges: np.ndarray, box: int, mesh: Mesh) -> Stage:
     """Pre-training on random molecules, observed with tilt ranges ``(n, 2)`` of particles."""
-
-    def score(found: Match, made: MoleculePairs) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return molecule_loss(found, made, box)
-
+    score = functools.partial(molecule_loss, box=box)
     return pretraining.molecule_stage(config, tilt_ranges, box, mesh, score)
 
 

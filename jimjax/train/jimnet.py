@@ -128,12 +128,7 @@ def build_stages(
 
 def molecule_stage(config: RunConfig, tilt_ranges: np.ndarray, box: int, mesh: Mesh) -> Stage:
     """Pre-training on random molecules, observed with tilt ranges ``(n, 2)`` of particles."""
-
-    def score(
-        aligned: jimnet.Alignment, made: MoleculePairs
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return molecule_loss(aligned, made, box)
-
+    score = functools.partial(molecule_loss, box=box)
     return pretraining.molecule_stage(config, tilt_ranges, box, mesh, score)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from jimjax.align import gumnet
 from jimjax.data.phantom import demo_phantoms, render
+from jimjax.data.subtomograms import normalize
 from jimjax.models import weights
 from jimjax.models.gumnet import GumNetConfig
 from jimjax.ops.rotation import Pose, from_rotation_vector, random_rotation
@@ -37,9 +38,7 @@ def particles():
     shifts = np.random.default_rng(0).integers(-5, 6, (NUM, 3)).astype(np.float32)
     molecule = demo_phantoms(1, shape=(BOX,) * 3)[0]
     volumes = [np.asarray(render(molecule, (BOX,) * 3, Pose(np.eye(3), each))) for each in shifts]
-    volumes = np.stack(volumes)
-    volumes -= volumes.mean(axis=(1, 2, 3), keepdims=True)
-    return volumes / volumes.std(axis=(1, 2, 3), keepdims=True), shifts
+    return normalize(np.stack(volumes)), shifts
 
 
 def test_centred_particles_lie_on_each_other(particles):
@@ -98,13 +97,11 @@ def test_shipped_weights_pose_molecules_they_have_not_seen():
         [-np.asarray(render(molecules[pair % 5], (32,) * 3, Pose(turn, still))) for turn in both]
         for pair, both in enumerate(turns)
     ]
-    volumes = np.array(volumes)
-    volumes -= volumes.mean(axis=(2, 3, 4), keepdims=True)
-    volumes /= volumes.std(axis=(2, 3, 4), keepdims=True)
-    network = weights.load_shipped("gumnet_small").network
     there = np.zeros((num, 3))
-    found = gumnet.align_pairs(
-        network, gumnet.Centred(volumes[:, 0], there), gumnet.Centred(volumes[:, 1], there)
-    )
+    pairs = [
+        gumnet.Centred(normalize(np.stack(each)), there) for each in zip(*volumes, strict=True)
+    ]
+    network = weights.load_shipped("gumnet_small").network
+    found = gumnet.align_pairs(network, *pairs)
     true = np.einsum("nij,nkj->nik", turns[:, 1], turns[:, 0])
     assert np.linalg.norm(found.rotation - true, axis=(1, 2)).mean() < 1.5
