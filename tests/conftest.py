@@ -13,8 +13,13 @@ from scipy import ndimage
 from small_networks import steerable
 
 # Tests compile far more than they compute, and most of that is LLVM's optimiser. XLA's own passes,
-# which decide what is fused with what, are left as they are. Read when the first array is made.
-os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
+# which decide what is fused with what, are left as they are. Nor is there a core to spare that
+# could compile parts of a program at the same time. Read when the first array is made.
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 "
+    + os.environ.get("XLA_FLAGS", "")
+)
+
 
 from jimjax.models import functional
 from jimjax.models.functional import Network
@@ -31,7 +36,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What one test compiled, another with the same program need not compile again."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all processes
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

@@ -107,9 +107,11 @@ def test_imputed_loss_is_that_of_upstream(particles, network):
     mesh, batch = data_mesh(1), pairs_of(particles)
     config = RunConfig(joint=JointSection(loss="imputed"))
     with jax.set_mesh(mesh):
-        value = gumnet._pair_loss(config, mesh)(network, batch, jax.random.key(0))[0]
-        found, _ = functional.apply(network, batch.source, batch.target, train=True)
-        filled = gumnet._imputed(batch, found.pose, mesh)
+        loss = jax.jit(gumnet._pair_loss(config, mesh))
+        value = loss(network, batch, jax.random.key(0))[0]
+        ask = jax.jit(functools.partial(functional.apply, train=True))
+        found, _ = ask(network, batch.source, batch.target)
+        filled = jax.jit(lambda *both: gumnet._imputed(*both, mesh))(batch, found.pose)
     np.testing.assert_allclose(value, 1 - pearson(filled, batch.target) ** 2, rtol=1e-5)
 
 

@@ -7,6 +7,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from small_networks import steerable
 
 from jimjax.config import (
     ClusterSection,
@@ -20,6 +21,7 @@ from jimjax.config import (
 from jimjax.data.subtomograms import Subtomograms
 from jimjax.io import mrc
 from jimjax.io.errors import InputError
+from jimjax.train import jimnet
 from jimjax.train.loop import Interrupted
 from jimjax.train.run import load_run, predict, train_run
 
@@ -42,6 +44,13 @@ def particles(smooth_volumes):
         names=tuple(f"{row + 1}@/data/stack.mrcs" for row in range(NUM)),
         halves=np.arange(NUM) % 2 + 1,
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tiny_network():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(jimnet.PRESETS, "small", steerable)
+        yield
 
 
 @pytest.fixture(scope="module")
