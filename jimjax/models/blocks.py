@@ -14,6 +14,7 @@ from jimjax.ops.isotropic import NUM_RADII, SHELL_SIZES, isotropic_conv3d
 BATCH_NORM_EPSILON = 1e-3  # Keras' default, which Gum-Net was trained with
 DILATIONS = (1, 2, 3)  # hybrid dilation: no voxel of the 13^3 field is skipped
 PADDINGS = ("same", "valid")
+TIE = 1e-5  # of a maximum and 1 added; closer values share its gradient
 
 Kernel = Literal["full", "isotropic"]
 Pool = Literal["max", "mean", "std"]
@@ -82,6 +83,7 @@ class Conv(nnx.Module):
         stride: int = 1,
         padding: str = "same",
         kernel: Kernel = "full",
+        kernel_init: nnx.Initializer | None = None,
         rngs: nnx.Rngs,
     ):
         self.dilation, self.stride, self.padding = dilation, stride, padding
@@ -93,9 +95,11 @@ class Conv(nnx.Module):
             shape = (NUM_RADII, num_in, num_out)
         else:
             shape = (size, size, size, num_in, num_out)
-        # Glorot uniform over the taps that a radial kernel shares as well.
-        limit = (6.0 / sum(fans)) ** 0.5
-        values = jax.random.uniform(rngs.params(), shape, minval=-limit, maxval=limit)
+        if kernel_init is None:  # Glorot uniform over the taps that a radial kernel shares as well
+            limit = (6.0 / sum(fans)) ** 0.5
+            values = jax.random.uniform(rngs.params(), shape, minval=-limit, maxval=limit)
+        else:
+            values = kernel_init(rngs.params(), shape)
         if self.is_isotropic:
             # A shell's taps are one number: scaled so that each shell adds equal variance.
             shares = jnp.asarray(SHELL_SIZES, jnp.float32)
@@ -181,7 +185,7 @@ class Extractor(nnx.Module):
             hidden = stack(pool_to(hidden, keep, size), train=train)
             maps.append(hidden)
         features = self.closing(pool_to(hidden, config.keeps[-1], config.sizes[-1]))
-        pooled = [_statistic(m, pool) for m in (*maps, features) for pool in config.pools]
+        pooled = [statistic(m, pool) for m in (*maps, features) for pool in config.pools]
         return features, jnp.concatenate(pooled, axis=-1)
 
 
@@ -197,15 +201,43 @@ def batch_norm(num_channels: int, momentum: float, rngs: nnx.Rngs) -> nnx.BatchN
     return nnx.BatchNorm(num_channels, momentum=momentum, epsilon=BATCH_NORM_EPSILON, rngs=rngs)
 
 
-def _without_rim(maps: jax.Array, rim: int) -> jax.Array:
-    return maps[:, rim:-rim, rim:-rim, rim:-rim]
-
-
-def _statistic(maps: jax.Array, pool: Pool) -> jax.Array:
+def statistic(maps: jax.Array, pool: Pool) -> jax.Array:
+    """One number per channel of ``(batch, z, y, x, c)``: a statistic over the box."""
     axes = (1, 2, 3)
     if pool == "max":
-        return jnp.max(maps, axis=axes)
+        return spatial_max(maps)
     if pool == "mean":
         return jnp.mean(maps, axis=axes)
     variance = jnp.var(maps, axis=axes)
     return jnp.sqrt(variance + BATCH_NORM_EPSILON)
+
+
+@jax.custom_vjp
+def spatial_max(maps: jax.Array) -> jax.Array:
+    """The maximum over the box of ``(batch, z, y, x, c)``, with a gradient that stays finite.
+
+    Autodiff shares the gradient among values that equal the maximum. Compiled, these may be
+    computed anew and rounded otherwise, so that none is equal and the share is 0 / 0. Here values
+    count that are within ``TIE`` of the maximum.
+    """
+    return jnp.max(maps, axis=(1, 2, 3))
+
+
+def _max_forward(maps: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    highest = jnp.max(maps, axis=(1, 2, 3), keepdims=True)
+    return highest[:, 0, 0, 0], (maps, highest)
+
+
+def _max_backward(residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array]:
+    maps, highest = residuals
+    is_highest = (maps >= highest - TIE * (1 + jnp.abs(highest))).astype(maps.dtype)
+    count = jnp.sum(is_highest, axis=(1, 2, 3))
+    share = cotangent / jnp.maximum(count, 1)
+    return (is_highest * share[:, None, None, None],)
+
+
+spatial_max.defvjp(_max_forward, _max_backward)
+
+
+def _without_rim(maps: jax.Array, rim: int) -> jax.Array:
+    return maps[:, rim:-rim, rim:-rim, rim:-rim]

@@ -17,8 +17,10 @@ from jimjax.models.blocks import (
     Extractor,
     ExtractorConfig,
     pool_to,
+    spatial_max,
 )
 from jimjax.ops.fourier import spectral_pool
+from jimjax.ops.isotropic import isotropic_conv3d
 
 CONFIG = ExtractorConfig(
     widths=(3, 4),
@@ -164,3 +166,33 @@ def test_radial_convolution_refuses_what_it_cannot_do(key):
 def test_impossible_sizes_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **change)
+
+
+def test_maximum_has_the_gradient_of_autodiff(volumes):
+    maps = volumes[..., None] * jnp.array([1.0, -2.0])
+    found = jax.grad(lambda maps: jnp.sum(spatial_max(maps) ** 2))(maps)
+    wanted = jax.grad(lambda maps: jnp.sum(jnp.max(maps, axis=(1, 2, 3)) ** 2))(maps)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_equal_maxima_share_the_gradient():
+    maps = jnp.zeros((1, 2, 1, 1, 1)).at[0, :, 0, 0, 0].set(3.0)
+    np.testing.assert_array_equal(jax.grad(lambda m: spatial_max(m).sum())(maps).ravel(), [0.5] * 2)
+
+
+def test_gradient_through_a_compiled_maximum_is_finite():
+    """A program in which XLA computes ELU anew for the gradient, and rounds it otherwise."""
+    volumes, kernel, weights = (
+        jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+        for seed, shape in enumerate([(24, 8, 8, 8, 1), (4, 1, 4), (4, 5)])
+    )
+
+    def normalised(x, axes):
+        return (x - x.mean(axes)) * jax.lax.rsqrt(x.var(axes) + BATCH_NORM_EPSILON)
+
+    def loss(kernel):
+        maps = nnx.elu(isotropic_conv3d(volumes, kernel)[:, 1:-1, 1:-1, 1:-1])
+        pooled = spatial_max(normalised(maps, (0, 1, 2, 3)))
+        return jnp.sum(normalised(pooled, (0,)) @ weights)  # 0, whatever the kernel
+
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(kernel), np.zeros((4, 1, 4)), atol=1e-2)
