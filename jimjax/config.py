@@ -147,11 +147,12 @@ class RunConfig:
     predict: PredictSection = field(default_factory=PredictSection)
 
 
-def read_config(path: str | Path) -> RunConfig:
+def read_config(path: str | Path, kind: type = RunConfig) -> Any:
     """Reads a TOML file; what it leaves out keeps its default.
 
     Args:
         path: the file.
+        kind: dataclass of what is in it.
 
     Returns:
         The configuration.
@@ -167,18 +168,18 @@ def read_config(path: str | Path) -> RunConfig:
         raise InputError(f"{path}: cannot be read ({problem.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise InputError(f"{path}: not valid TOML: {problem}") from None
-    return _build(RunConfig, values, str(path), "")
+    return _build(kind, values, str(path), "")
 
 
-def write_config(config: RunConfig) -> str:
+def write_config(config: Any) -> str:
     """Writes a configuration as TOML that ``read_config`` reads back."""
-    lines = [f"seed = {config.seed}"]
-    for section in dataclasses.fields(config):
-        value = getattr(config, section.name)
-        if dataclasses.is_dataclass(value):
-            lines += ["", f"[{section.name}]"]
-            for entry in dataclasses.fields(value):
-                lines.append(f"{entry.name} = {_toml(getattr(value, entry.name))}")
+    values = {each.name: getattr(config, each.name) for each in dataclasses.fields(config)}
+    sections = {name: value for name, value in values.items() if dataclasses.is_dataclass(value)}
+    lines = [f"{name} = {_toml(value)}" for name, value in values.items() if name not in sections]
+    for name, section in sections.items():
+        lines += ["", f"[{name}]"]
+        for entry in dataclasses.fields(section):
+            lines.append(f"{entry.name} = {_toml(getattr(section, entry.name))}")
     return "\n".join(lines) + "\n"
 
 
@@ -209,16 +210,22 @@ def _checked(hint: Any, value: Any, path: str, name: str) -> Any:
             choices = ", ".join(repr(choice) for choice in get_args(hint))
             raise InputError(f"{path}: '{name}' must be one of {choices}, got {value!r}")
         return value
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list) or not value:
+            raise InputError(f"{path}: '{name}' must be a list, got {value!r}")
+        return tuple(_checked(get_args(hint)[0], each, path, name) for each in value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or (hint is int and not isinstance(value, int)):
         wanted = "a whole number" if hint is int else "a number"
         raise InputError(f"{path}: '{name}' must be {wanted}, got {value!r}")
     if not 0 <= value < float("inf"):
         raise InputError(f"{path}: '{name}' must not be negative or infinite, got {value!r}")
-    if value == 0 and name.endswith(("batch_size", "num_classes", "num_proposals")):
+    if value == 0 and name.endswith(("batch_size", "num_classes", "num_proposals", "candidates")):
         raise InputError(f"{path}: '{name}' must be at least 1")
     return hint(value)
 
 
 def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
     return f'"{value}"' if isinstance(value, str) else repr(value)

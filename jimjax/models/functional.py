@@ -5,7 +5,7 @@ description (hashable, safe to close over in ``jax.jit``), its parameters, and i
 (running means and variances), both pytrees of arrays.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -73,6 +73,31 @@ def apply(
     module = nnx.merge(network.graphdef, network.params, network.stats, copy=True)
     result = getattr(module, method)(*inputs, train=train)
     return result, nnx.split(module, nnx.Param, ...)[2]
+
+
+def replace_arrays(state: nnx.State, arrays: Mapping[str, jax.Array]) -> nnx.State:
+    """Puts arrays in the place of some of a state's, by names such as "head.kernel".
+
+    Args:
+        state: parameters or statistics of a network.
+        arrays: of the shapes of those they replace.
+
+    Raises:
+        KeyError: if the state has none of a name.
+    """
+    named = name_arrays(state)
+    if unknown := sorted(set(arrays) - set(named)):
+        raise KeyError(f"no array '{unknown[0]}'; there are {', '.join(named)}")
+    leaves = (arrays.get(name, leaf) for name, leaf in named.items())
+    return jax.tree.unflatten(jax.tree.structure(state), leaves)
+
+
+def name_arrays(state: nnx.State) -> dict[str, Any]:
+    """The arrays of a state under their names, in the order of its leaves."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
 
 
 def num_parameters(network: Network) -> int:

@@ -26,9 +26,14 @@ from jimjax.models import functional
 from jimjax.models.functional import Network
 from jimjax.models.gumnet import GumNet, GumNetConfig
 from jimjax.models.jimnet import JimNet, JimNetConfig
+from jimjax.models.yopo import Yopo, YopoConfig
 
 FORMAT, VERSION = "jimjax-weights", "1"
-MODULES = {"jimnet": (JimNet, JimNetConfig), "gumnet": (GumNet, GumNetConfig)}
+MODULES = {
+    "jimnet": (JimNet, JimNetConfig),
+    "gumnet": (GumNet, GumNetConfig),
+    "yopo": (Yopo, YopoConfig),
+}
 SHIPPED = "jimjax.weights"  # package that holds the files that come along
 MANIFEST = "sha256.json"
 MAX_DESCRIPTION = 100_000  # characters
@@ -37,6 +42,7 @@ HEAD = "params.head."  # of a Jim-Net; depends on the number of classes
 NUM_SHOWN = 3  # names in a message
 
 Contrast = Literal["dark", "light"]
+NetworkConfig = JimNetConfig | GumNetConfig | YopoConfig
 
 
 @dataclass(frozen=True)
@@ -49,13 +55,13 @@ class Description:
         voxel_size: angstrom, of the particles it was trained on; 0 if on random molecules alone.
     """
 
-    config: JimNetConfig | GumNetConfig
+    config: NetworkConfig
     contrast: Contrast = "dark"
     voxel_size: float = 0.0
 
     @property
     def kind(self) -> str:
-        """Which network: "jimnet" or "gumnet"."""
+        """Which network, by its name in ``MODULES``."""
         return next(name for name, (_, config) in MODULES.items() if type(self.config) is config)
 
 
@@ -66,7 +72,7 @@ class Weights(NamedTuple):
     network: Network
 
 
-def build(config: JimNetConfig | GumNetConfig, key: jax.Array) -> Network:
+def build(config: NetworkConfig, key: jax.Array) -> Network:
     """Builds an untrained network of a configuration."""
     return functional.create(_builder(config), key)
 
@@ -184,32 +190,28 @@ def transplant(weights: Weights, network: Network) -> Network:
     return _filled(network, own)
 
 
-def _builder(config: JimNetConfig | GumNetConfig) -> Any:
+def _builder(config: NetworkConfig) -> Any:
     module = next(module for module, kind in MODULES.values() if type(config) is kind)
     return functools.partial(module, config)
 
 
 def _named(network: Network) -> dict[str, Any]:
     """The arrays of a network under their names."""
-    named = {}
-    for part in ("params", "stats"):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(network, part)):
-            named[f"{part}.{_name(path)}"] = leaf
-    return named
+    return {
+        f"{part}.{name}": leaf
+        for part in ("params", "stats")
+        for name, leaf in functional.name_arrays(getattr(network, part)).items()
+    }
 
 
 def _filled(outline: Network, arrays: Mapping[str, np.ndarray]) -> Network:
     def fill(part: str) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: jax.numpy.asarray(arrays[f"{part}.{_name(path)}"]),
-            getattr(outline, part),
-        )
+        state = getattr(outline, part)
+        names = functional.name_arrays(state)
+        own = {name: jax.numpy.asarray(arrays[f"{part}.{name}"]) for name in names}
+        return functional.replace_arrays(state, own)
 
     return outline._replace(params=fill("params"), stats=fill("stats"))
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 
 def _digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:

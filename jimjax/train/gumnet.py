@@ -100,8 +100,8 @@ def build_stages(config: RunConfig, particles: Subtomograms, mesh: Mesh) -> list
 
 def molecule_stage(config: RunConfig, tilt_ranges: np.ndarray, box: int, mesh: Mesh) -> Stage:
     """Pre-training on random molecules, observed with tilt ranges ``(n, 2)`` of particles."""
-    score = functools.partial(molecule_loss, box=box)
-    return pretraining.molecule_stage(config, tilt_ranges, box, mesh, score)
+    loss = pretraining.pair_loss(functools.partial(molecule_loss, box=box))
+    return pretraining.molecule_stage(config, tilt_ranges, box, mesh, loss)
 
 
 def molecule_loss(

@@ -108,10 +108,10 @@ def build_stages(
 
     def cluster(
         state: TrainState, epoch: int, memory: em.Memory
-    ) -> tuple[em.Memory, dict[str, float]]:
+    ) -> tuple[TrainState, em.Memory, dict[str, float]]:
         current = network_of(network, state)
         epoch_key = jax.random.fold_in(key, epoch)
-        return em.recluster(epoch_key, current, particles, memory, config)
+        return state, *em.recluster(epoch_key, current, particles, memory, config)
 
     return [
         molecule_stage(config, tilt_ranges, box, mesh),
@@ -128,8 +128,8 @@ def build_stages(
 
 def molecule_stage(config: RunConfig, tilt_ranges: np.ndarray, box: int, mesh: Mesh) -> Stage:
     """Pre-training on random molecules, observed with tilt ranges ``(n, 2)`` of particles."""
-    score = functools.partial(molecule_loss, box=box)
-    return pretraining.molecule_stage(config, tilt_ranges, box, mesh, score)
+    loss = pretraining.pair_loss(functools.partial(molecule_loss, box=box))
+    return pretraining.molecule_stage(config, tilt_ranges, box, mesh, loss)
 
 
 def molecule_loss(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -35,7 +36,10 @@ class Stage(NamedTuple):
         batches: ``(epoch, memory) -> batches`` of one epoch, the same ones each time it is
             asked; every array has the batch first.
         steps_per_epoch: how many batches that is.
-        before_epoch: ``(state, epoch, memory) -> (memory, metrics)``, the work between epochs.
+        before_epoch: ``(state, epoch, memory) -> (state, memory, metrics)``, the work between
+            epochs; the step of the state stays.
+        is_over: ``memory -> bool``, asked after ``before_epoch``; where it says so, the steps
+            that are left of the stage are counted as done.
     """
 
     name: str
@@ -43,7 +47,10 @@ class Stage(NamedTuple):
     loss: LossFunction
     batches: Callable[[int, Any], Iterable[Any]]
     steps_per_epoch: int
-    before_epoch: Callable[[TrainState, int, Any], tuple[Any, dict[str, float]]] | None = None
+    before_epoch: (
+        Callable[[TrainState, int, Any], tuple[TrainState, Any, dict[str, float]]] | None
+    ) = None
+    is_over: Callable[[Any], bool] | None = None
 
 
 class Log:
@@ -111,7 +118,15 @@ def train(
                     continue
                 noted: dict[str, float] = {}
                 if stage.before_epoch is not None and done == first:
-                    memory, noted = stage.before_epoch(state, epoch, memory)
+                    state, memory, noted = stage.before_epoch(state, epoch, memory)
+                    state = replicate(state, mesh)
+                    if stage.is_over is not None and stage.is_over(memory):
+                        done = first + (stage.num_epochs - epoch) * stage.steps_per_epoch
+                        state = state._replace(step=jnp.full_like(state.step, done))
+                        log.write(stage=stage.name, epoch=epoch, step=done, **noted)
+                        _save(checkpoints, done, state, memory)
+                        first = last
+                        continue
                 collected: list[dict[str, jax.Array]] = []
                 for index, batch in enumerate(stage.batches(epoch, memory)):
                     if first + index < done:

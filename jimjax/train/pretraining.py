@@ -20,6 +20,7 @@ SIGNS = {"dark": -1.0, "light": 1.0}
 ROUND_STEPS = 50  # of the pre-training, between checkpoints
 
 Score = Callable[[Any, MoleculePairs], tuple[jax.Array, dict[str, jax.Array]]]
+MoleculeLoss = Callable[[Network, MoleculePairs], tuple[jax.Array, LossResult]]
 
 
 def num_pretrain(config: RunConfig) -> tuple[int, int]:
@@ -73,8 +74,19 @@ def apply_beside(
     return pairs, shown, stats
 
 
+def pair_loss(score: Score) -> MoleculeLoss:
+    """The loss of a network that is asked about pairs, from the score of its answers."""
+
+    def loss(network: Network, pairs: MoleculePairs) -> tuple[jax.Array, LossResult]:
+        found, stats = functional.apply(network, pairs.source, pairs.target, train=True)
+        value, metrics = score(found, pairs)
+        return value, LossResult(stats, metrics)
+
+    return loss
+
+
 def molecule_stage(
-    config: RunConfig, tilt_ranges: np.ndarray, box: int, mesh: Mesh, score: Score
+    config: RunConfig, tilt_ranges: np.ndarray, box: int, mesh: Mesh, loss: MoleculeLoss
 ) -> Stage:
     """Training on random molecules alone.
 
@@ -83,17 +95,14 @@ def molecule_stage(
         tilt_ranges: ``(n, 2)`` degrees, of particles; molecules are observed with them.
         box: side in voxels.
         mesh: devices.
-        score: of what the network says of pairs: the loss, and numbers to log.
+        loss: of the network and pairs.
     """
     num_rounds, num_steps = num_pretrain(config)
 
-    def loss(
+    def observed_loss(
         network: Network, tilt_ranges: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, LossResult]:
-        pairs = observe(key, tilt_ranges, config, box=box, mesh=mesh)
-        found, stats = functional.apply(network, pairs.source, pairs.target, train=True)
-        value, metrics = score(found, pairs)
-        return value, LossResult(stats, metrics)
+        return loss(network, observe(key, tilt_ranges, config, box=box, mesh=mesh))
 
     def draw(epoch: int, memory: Any) -> Iterator[np.ndarray]:
         del memory
@@ -101,4 +110,4 @@ def molecule_stage(
         for _ in range(num_steps):
             yield tilt_ranges[generator.integers(len(tilt_ranges), size=config.pretrain.batch_size)]
 
-    return Stage("molecules", num_rounds, loss, draw, num_steps)
+    return Stage("molecules", num_rounds, observed_loss, draw, num_steps)

@@ -6,11 +6,12 @@ import platform
 import time
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
 
 import jimjax
-from jimjax.config import RunConfig, read_config, write_config
+from jimjax.config import read_config, write_config
 from jimjax.data.subtomograms import Subtomograms, hash_arrays
 from jimjax.io.errors import InputError
 from jimjax.io.files import replace_file
@@ -21,7 +22,7 @@ VERSIONED = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def check_folder(
-    config: RunConfig,
+    config: Any,
     particles: Subtomograms,
     teacher: Teacher | None,
     folder: Path,
@@ -37,7 +38,7 @@ def check_folder(
         raise InputError(f"{folder}: already holds a run; choose another --out, or --resume it")
     if resume and not has_run:
         raise InputError(f"{folder}: no run to resume")
-    if resume and read_config(folder / CONFIG) != config:
+    if resume and read_config(folder / CONFIG, type(config)) != config:
         raise InputError(
             f"{folder}: its configuration differs from the one given; resume with "
             f"{folder / CONFIG}, or start anew in another folder"
@@ -57,7 +58,7 @@ def check_folder(
 
 
 def begin_folder(
-    config: RunConfig,
+    config: Any,
     particles: Subtomograms,
     teacher: Teacher | None,
     folder: Path,
@@ -77,9 +78,7 @@ def forget_after(path: Path, step: int) -> None:
         _write_text(path, "".join(kept))
 
 
-def _provenance(
-    config: RunConfig, particles: Subtomograms, teacher: Teacher | None, command: str
-) -> str:
+def _provenance(config: Any, particles: Subtomograms, teacher: Teacher | None, command: str) -> str:
     record = {
         "command": command,
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),

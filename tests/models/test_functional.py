@@ -46,6 +46,19 @@ def test_parameters_and_statistics_are_told_apart(key):
     assert sum(leaf.size for leaf in jax.tree.leaves(network.stats)) == 2 * NUM_CHANNELS
 
 
+def test_named_array_is_replaced_and_no_other(key):
+    params = functional.create(Layer, key).params
+    found = functional.replace_arrays(params, {"conv.bias": jnp.arange(3.0)})
+    np.testing.assert_array_equal(found["conv"]["bias"][...], np.arange(3.0))
+    np.testing.assert_array_equal(found["conv"]["kernel"][...], params["conv"]["kernel"][...])
+    assert not params["conv"]["bias"][...].any()
+
+
+def test_unknown_array_cannot_be_replaced(key):
+    with pytest.raises(KeyError, match=r"no array 'conv.bais'; there are conv.bias, conv.kernel"):
+        functional.replace_arrays(functional.create(Layer, key).params, {"conv.bais": jnp.zeros(3)})
+
+
 def test_gradient_passes_a_batch_norm_that_updates_its_statistics(key, volumes):
     network = functional.create(Layer, key)
     gradients, stats = _gradients(network, volumes)

@@ -86,7 +86,8 @@ def setting():
 
     def cluster(state, epoch, memory):
         clustered.append(epoch)
-        return memory + np.asarray(jax.tree.leaves(state.params)[1]).ravel()[:2], {"noted": 1.0}
+        moved = memory + np.asarray(jax.tree.leaves(state.params)[1]).ravel()[:2]
+        return state, moved, {"noted": 1.0}
 
     stages = [
         Stage("first", 1, _loss, _batches, STEPS),
@@ -118,6 +119,36 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(step, setting, tmp
     setting.clustered.clear()
     _assert_same(_train_with_a_stop(setting, tmp_path, step), wanted)
     assert setting.clustered == [0, 1]
+
+
+def test_work_between_epochs_may_change_the_parameters(setting):
+    def forget(state, epoch, memory):
+        return state._replace(params=jax.tree.map(jnp.zeros_like, state.params)), memory, {}
+
+    still = adam(optax.constant_schedule(0.0))
+    stages = [setting.stages[1]._replace(before_epoch=forget)]
+    state, _ = setting._replace(stages=stages, optimizer=still).train(*setting.begin())
+    assert not any(leaf.any() for leaf in jax.tree.leaves(state.params))
+
+
+def test_stage_that_is_over_counts_as_done(setting, tmp_path):
+    """Over at its second epoch, of four: what is trained is one epoch, and the next stage."""
+
+    def count(state, epoch, memory):
+        return state, memory + 1, {}
+
+    first, second = setting.stages
+    ending = second._replace(
+        num_epochs=4, before_epoch=count, is_over=lambda memory: memory[0] == 2
+    )
+    with open_checkpoints(tmp_path / "run") as checkpoints:
+        state, memory = setting._replace(stages=[ending, first]).train(
+            *setting.begin(), log=Log(tmp_path / "log"), checkpoints=checkpoints
+        )
+    assert memory[0] == 2
+    assert int(state.step) == 5 * STEPS
+    steps = [line["step"] for line in _lines(tmp_path / "log")]
+    assert steps == [STEPS, 4 * STEPS, 5 * STEPS]
 
 
 def _lines(path):

@@ -1,0 +1,1 @@
+"""Classes of particles: networks that describe them, and mixtures of what they say."""

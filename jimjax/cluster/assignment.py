@@ -1,0 +1,164 @@
+"""From features to classes: principal axes, and a Gaussian mixture along them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jimjax.ops import mixture
+from jimjax.ops.mixture import Mixture
+
+MAX_ITERATIONS = 200  # of a mixture's fit
+TOLERANCE = 1e-4  # of the mean log-likelihood
+REGULARIZATION = 1e-4  # of variances along axes of which the first has variance 1
+
+
+class Axes(NamedTuple):
+    """Principal axes of features.
+
+    Attributes:
+        origin: ``(d,)``, the mean.
+        directions: ``(d, p)``, orthogonal, of a length that gives the first axis variance 1.
+    """
+
+    origin: np.ndarray
+    directions: np.ndarray
+
+    def project(self, features: np.ndarray) -> np.ndarray:
+        """Coordinates ``(n, p)`` of features ``(n, d)``."""
+        return ((features - self.origin) @ self.directions).astype(np.float32)
+
+
+class Assignment(NamedTuple):
+    """What makes classes of features."""
+
+    axes: Axes
+    mixture: Mixture
+
+    def posterior(self, features: np.ndarray) -> np.ndarray:
+        """Probabilities of the classes, ``(n, k)``, of features ``(n, d)``."""
+        known = mixture.e_step(self.axes.project(features), self.mixture)
+        return np.asarray(jnp.exp(known.log_responsibilities))
+
+
+class Grouping(NamedTuple):
+    """Particles in classes.
+
+    Attributes:
+        labels: ``(n,)`` int32, from 0, no class empty.
+        num_classes: how many classes.
+    """
+
+    labels: np.ndarray
+    num_classes: int
+
+
+def principal_axes(features: np.ndarray, num_axes: int) -> Axes:
+    """Finds the axes along which features differ most.
+
+    Args:
+        features: ``(n, d)``, finite.
+        num_axes: how many; fewer if there are not so many features or particles.
+
+    Returns:
+        Axes; of length 0 where all features are the same.
+    """
+    features = np.asarray(features, np.float64)
+    origin = features.mean(axis=0)
+    _, lengths, rows = np.linalg.svd(features - origin, full_matrices=False)
+    spread = lengths[0] / np.sqrt(len(features))
+    kept = rows[: min(num_axes, len(rows))]
+    scale = 1 / spread if spread > np.finfo(np.float32).eps * np.abs(features).max() else 0.0
+    return Axes(origin.astype(np.float32), np.ascontiguousarray(kept.T * scale, np.float32))
+
+
+def group(
+    key: jax.Array,
+    rows: np.ndarray,
+    candidates: Sequence[int],
+    *,
+    num_starts: int,
+    current: np.ndarray | None = None,
+) -> Grouping:
+    """Fits mixtures of several numbers of components and believes the one of lowest BIC.
+
+    Args:
+        key: seeds the starts.
+        rows: ``(n, p)``.
+        candidates: numbers of components.
+        num_starts: of each fit.
+        current: ``(n,)`` labels that a fit of as many classes may begin with as well.
+
+    Returns:
+        The classes; those without particles are left out.
+
+    Raises:
+        ValueError: if a candidate is below 1 or above the number of rows.
+    """
+    rows = jnp.asarray(rows)
+    found = [
+        mixture.fit(
+            jax.random.fold_in(key, number),
+            rows,
+            num_components=number,
+            num_init=num_starts,
+            max_iterations=MAX_ITERATIONS,
+            tolerance=TOLERANCE,
+            regularization=REGULARIZATION,
+        )[0]
+        for number in candidates
+    ]
+    if current is not None and current.max() + 1 in candidates:
+        found.append(fit_labels(rows, current))
+    best = min(found, key=lambda each: float(mixture.bic(rows, each)))
+    labels = np.asarray(jnp.argmax(mixture.e_step(rows, best).log_responsibilities, axis=1))
+    present, compact = np.unique(labels, return_inverse=True)
+    return Grouping(compact.astype(np.int32), len(present))
+
+
+def fit_labels(rows: jax.Array, labels: np.ndarray) -> Mixture:
+    """Fits a mixture that begins with one component for each label."""
+    members = jax.nn.one_hot(labels, int(labels.max()) + 1)
+    start = mixture.m_step(rows, members, regularization=REGULARIZATION)
+    return mixture.refine(
+        rows,
+        start,
+        max_iterations=MAX_ITERATIONS,
+        tolerance=TOLERANCE,
+        regularization=REGULARIZATION,
+    )[0]
+
+
+def davies_bouldin(rows: np.ndarray, labels: np.ndarray) -> float:
+    """Judges classes by how far their centres are apart, in units of their own spread.
+
+        mean_i max_(j != i) (T_i + T_j) / (D_ij + D_ji)
+
+    with T the mean squared Mahalanobis distance of a class's members from its centre, and D_ij
+    that of the centre of j from class i.
+
+    Args:
+        rows: ``(n, p)``.
+        labels: ``(n,)`` from 0, no class empty.
+
+    Returns:
+        The distortion-based Davies-Bouldin index, lower is better; infinite for a single class.
+
+    Reference: Zeng et al. 2023, DISCA.
+    """
+    num_classes = int(labels.max()) + 1
+    if num_classes < 2:
+        return float("inf")
+    members = jax.nn.one_hot(labels, num_classes)
+    fitted = mixture.m_step(jnp.asarray(rows), members, regularization=REGULARIZATION)
+    inverse = np.linalg.inv(np.asarray(fitted.covariances, np.float64))
+    means = np.asarray(fitted.means, np.float64)
+    from_own = rows - means[labels]
+    own = np.einsum("ni,nij,nj->n", from_own, inverse[labels], from_own)
+    within = np.bincount(labels, own, num_classes) / np.bincount(labels, minlength=num_classes)
+    gaps = means[None] - means[:, None]
+    between = np.einsum("abi,aij,abj->ab", gaps, inverse, gaps)
+    apart = between + between.T + np.diag(np.full(num_classes, np.inf))
+    return float(np.mean(np.max((within[:, None] + within) / apart, axis=1)))

@@ -1,0 +1,50 @@
+"""How DISCA goes about it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jimjax.models.weights import Contrast
+
+
+@dataclass(frozen=True)
+class DiscaConfig:
+    """How DISCA goes about it; the defaults are the published values.
+
+    Attributes:
+        preset: sizes of the network, see ``models.yopo``.
+        contrast: of the protein in the particles, "dark" or "light".
+        candidates: numbers of classes to choose from.
+        iterations: at most.
+        batch_size: particles per step; as many turned copies are beside them.
+        learning_rate: of the first iteration.
+        learning_rate_decay: what it is multiplied with after each iteration.
+        smoothing: share of a label that is spread over all classes.
+        smoothing_decay: what that is multiplied with in each iteration.
+        noise: standard deviation of the factor, 1 on average, that each voxel is multiplied with.
+        num_axes: principal axes of the features.
+        num_starts: of the fit of each mixture.
+        head_epochs: training of a new head alone, on features as they are.
+        head_rate: learning rate of that.
+        seed: of all that is random.
+    """
+
+    preset: Literal["small", "paper"] = "paper"
+    contrast: Contrast = "dark"
+    candidates: tuple[int, ...] = (5, 10, 20)
+    iterations: int = 20
+    batch_size: int = 64
+    learning_rate: float = 1e-5
+    learning_rate_decay: float = 0.95
+    smoothing: float = 0.2
+    smoothing_decay: float = 0.9
+    noise: float = 1.0
+    num_axes: int = 16
+    num_starts: int = 5
+    head_epochs: int = 10
+    head_rate: float = 1e-4
+    seed: int = 0
+
+
+def small(candidates: tuple[int, ...], *, seed: int = 0) -> DiscaConfig:
+    """For the small network and its weights, which have little to learn."""
+    return DiscaConfig(preset="small", candidates=candidates, learning_rate=1e-4, seed=seed)

@@ -1,0 +1,31 @@
+"""What a network says of particles, some at a time."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jimjax.data.batches import padded_chunks
+from jimjax.models import functional
+from jimjax.models.functional import Network
+
+BATCH_SIZE = 64  # particles at a time; has no influence on the result
+
+
+def describe(network: Network, volumes: np.ndarray) -> Any:
+    """Asks a network about particles; a pytree of ``(n, ...)`` as it answers.
+
+    Args:
+        network: of single particles.
+        volumes: ``(n, z, y, x)``, normalised.
+    """
+    chunks = [
+        jax.tree.map(np.asarray, _describe(network, volumes[rows]))
+        for rows in padded_chunks(len(volumes), min(BATCH_SIZE, len(volumes)))
+    ]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(volumes)], *chunks)
+
+
+@jax.jit
+def _describe(network: Network, volumes: jax.Array) -> Any:
+    return functional.apply(network, volumes, train=False)[0]

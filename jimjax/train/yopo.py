@@ -1,0 +1,31 @@
+"""How a YOPO learns what makes molecules different, before it sees a particle."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jimjax.config import RunConfig
+from jimjax.models import functional
+from jimjax.models.functional import Network
+from jimjax.train import losses, pretraining
+from jimjax.train.loop import Stage
+from jimjax.train.molecules import MoleculePairs
+from jimjax.train.step import LossResult
+
+
+def molecule_stage(config: RunConfig, tilt_ranges: np.ndarray, box: int, mesh: Mesh) -> Stage:
+    """Pre-training on random molecules, observed with tilt ranges ``(n, 2)`` of particles.
+
+    DISCA has no such thing: it believes what an untrained network tells apart.
+    """
+    return pretraining.molecule_stage(config, tilt_ranges, box, mesh, contrast_loss)
+
+
+def contrast_loss(network: Network, pairs: MoleculePairs) -> tuple[jax.Array, LossResult]:
+    """How badly features tell which two of a batch of observations show the same molecule."""
+    both = jnp.concatenate([pairs.source, pairs.target])
+    found, stats = functional.apply(network, both, train=True)
+    first, second = jnp.split(found.features, 2)
+    value = losses.contrastive_loss(first, second)
+    return value, LossResult(stats, {"contrast": value})

@@ -1,0 +1,239 @@
+"""DISCA, tiny: what an iteration does, what a fit finds, keeps and resumes."""
+
+import dataclasses
+import functools
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from jimjax.cluster import disca, disca_steps
+from jimjax.cluster.disca import Disca
+from jimjax.cluster.disca_config import DiscaConfig
+from jimjax.cluster.model import load_model, save_model
+from jimjax.data.subtomograms import Subtomograms
+from jimjax.evaluate.clustering import clustering_accuracy
+from jimjax.io.errors import InputError
+from jimjax.models import weights
+from jimjax.models.weights import Description, Weights
+from jimjax.models.yopo import YopoConfig
+from jimjax.progress import Interrupted
+
+BOX, NUM = 12, 24
+SIZES = functools.partial(
+    YopoConfig,
+    size=8,
+    widths=(4, 6),
+    dense_width=8,
+    kernel="isotropic",
+    pools=("max", "mean", "std"),
+    momentum=0.9,
+)
+CONFIG = DiscaConfig(
+    preset="small",
+    candidates=(2,),
+    iterations=3,
+    batch_size=8,
+    learning_rate=1e-3,
+    num_axes=2,
+    num_starts=3,
+)
+
+
+EITHER = dataclasses.replace(CONFIG, candidates=(2, 3))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tiny_network():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(disca.PRESETS, "small", lambda box, num: SIZES(box=box, num_classes=num))
+        yield
+
+
+@pytest.fixture(scope="module")
+def particles():
+    """Two kinds of particle, a small blob and a large one, and a little noise."""
+    generator = np.random.default_rng(0)
+    points = np.zeros((NUM, BOX, BOX, BOX))
+    points[(np.arange(NUM), *generator.integers(4, 8, (3, NUM)))] = 1
+    sizes = np.arange(NUM) % 2 + 1.0
+    blurred = np.stack([gaussian_filter(p, s) / s**-3 for p, s in zip(points, sizes, strict=True)])
+    volumes = -blurred + 0.1 * blurred.std() * generator.normal(size=blurred.shape)
+    return Subtomograms(
+        volumes=volumes.astype(np.float32),
+        tilt_ranges=np.tile(np.float32([-90, 90]), (NUM, 1)),
+        voxel_size=10.0,
+        names=tuple(f"{row + 1}@stack.mrcs" for row in range(NUM)),
+        halves=np.arange(NUM) % 2 + 1,
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted(particles, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return Disca(CONFIG, command="typed").fit(particles, folder=folder), folder
+
+
+def test_blobs_of_two_sizes_are_two_classes(fitted):
+    found, _ = fitted
+    assert found.model_.num_classes == 2
+    assert clustering_accuracy(found.labels_, np.arange(NUM) % 2) == 1.0
+    np.testing.assert_allclose(found.probabilities_.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_other_particles_are_told_apart_as_well(fitted, particles):
+    found, _ = fitted
+    moved = dataclasses.replace(particles, volumes=np.rot90(particles.volumes, axes=(1, 2)))
+    np.testing.assert_array_equal(found.predict(moved), found.labels_)
+
+
+def test_fit_is_a_function_of_the_seed(fitted, particles):
+    found, _ = fitted
+    again = Disca(CONFIG).fit(particles)
+    np.testing.assert_array_equal(again.labels_, found.labels_)
+    np.testing.assert_array_equal(again.probabilities_, found.probabilities_)
+    other = Disca(dataclasses.replace(CONFIG, seed=1)).fit(particles)
+    assert np.any(other.transform(particles) != found.transform(particles))
+
+
+class _StopAfter:
+    def __init__(self, step):
+        self.step = step
+
+    def update(self, stage, step, num_steps, metrics):
+        if step == self.step:
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("step", [2, 3])  # within an iteration, at its end
+def test_interrupted_and_resumed_fit_is_the_uninterrupted_one(step, fitted, particles, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted, match=f"stopped at step {step} of 9"):
+        Disca(CONFIG).fit(particles, folder=folder, progress=_StopAfter(step))
+    resumed = Disca(CONFIG).fit(particles, folder=folder, resume=True)
+    np.testing.assert_array_equal(resumed.probabilities_, fitted[0].probabilities_)
+
+
+def test_folder_of_another_fit_is_an_error(fitted, particles):
+    _, folder = fitted
+    with pytest.raises(InputError, match="already holds a run"):
+        Disca(CONFIG).fit(particles, folder=folder)
+    with pytest.raises(InputError, match="its configuration differs"):
+        Disca(dataclasses.replace(CONFIG, seed=1)).fit(particles, folder=folder, resume=True)
+
+
+def test_model_is_read_back(fitted, particles, tmp_path):
+    save_model(tmp_path, fitted[0].model_)
+    kept = load_model(tmp_path)
+    np.testing.assert_array_equal(kept.predict_proba(particles), fitted[0].probabilities_)
+
+
+def test_weights_are_begun_with_and_light_protein_is_negated(particles):
+    sizes = SIZES(box=BOX, num_classes=5)  # the head is not taken over
+    donor = Weights(Description(sizes, "dark"), weights.build(sizes, jax.random.key(9)))
+    short = dataclasses.replace(CONFIG, iterations=1, learning_rate=0.0)
+    found = Disca(short, weights=donor).fit(particles)
+    negated = dataclasses.replace(particles, volumes=-particles.volumes)
+    light = Disca(dataclasses.replace(short, contrast="light"), weights=donor).fit(negated)
+    np.testing.assert_array_equal(light.transform(negated), found.transform(particles))
+    np.testing.assert_array_equal(light.labels_, found.labels_)
+    own = found.model_.weights.network.params["convs"][0]["kernel"][...]
+    np.testing.assert_array_equal(own, donor.network.params["convs"][0]["kernel"][...])
+
+
+def test_more_classes_than_particles_are_an_error(particles):
+    with pytest.raises(InputError, match="2 particles cannot be in 3 classes"):
+        Disca(EITHER).fit(particles.select(range(2)))
+
+
+def test_box_too_small_for_the_network_is_an_error(particles):
+    small = dataclasses.replace(particles, volumes=particles.volumes[:, 3:-3, 3:-3, 3:-3])
+    with pytest.raises(InputError, match="particles of 6 voxels: size 8 must not exceed"):
+        Disca(CONFIG).fit(small)
+
+
+def test_identical_particles_are_one_class(particles):
+    same = dataclasses.replace(particles, volumes=np.tile(particles.volumes[:1], (NUM, 1, 1, 1)))
+    found = Disca(CONFIG).fit(same)
+    assert len(set(found.labels_)) == 1
+    assert np.isfinite(found.probabilities_).all()
+
+
+def test_particles_of_another_box_or_voxel_size_are_errors(fitted, particles):
+    found, _ = fitted
+    with pytest.raises(InputError, match="for 10 A per voxel, these particles are at 12 A"):
+        found.predict(dataclasses.replace(particles, voxel_size=12.0))
+    small = dataclasses.replace(particles, volumes=particles.volumes[:, 1:-1, 1:-1, 1:-1])
+    with pytest.raises(InputError, match="for boxes of 12 voxels, these have 10"):
+        found.predict(small)
+
+
+def test_hinge_agrees_with_its_formula_by_hand():
+    """p = (1/2, 1/4, 1/4): sure of the first, 1 + 1/4 - 1/2; of the last, 1 + 1/2 - 1/4."""
+    logits = jnp.log(jnp.array([[2.0, 1.0, 1.0]] * 2))
+    targets = jnp.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    used = jnp.ones((2, 3))
+    np.testing.assert_allclose(
+        disca_steps.categorical_hinge(logits, targets, used), (0.75 + 1.25) / 2, rtol=1e-6
+    )
+
+
+def test_unused_class_is_never_believed():
+    logits = jnp.array([[0.0, 0.0, 9.0]])
+    found = disca_steps.categorical_hinge(
+        logits, jnp.array([[1.0, 0.0, 0.0]]), jnp.array([[1.0, 1.0, 0.0]])
+    )
+    np.testing.assert_allclose(found, 1 + 0.5 - 0.5, rtol=1e-6)
+
+
+def test_smoothed_targets_sum_to_one_over_the_classes_in_use():
+    targets, used = disca_steps._targets(np.array([0, 1]), 2, 4, CONFIG, iteration=0)
+    share = 0.2 * 0.9
+    np.testing.assert_allclose(
+        targets, [[1 - share / 2, share / 2, 0, 0], [share / 2, 1 - share / 2, 0, 0]], rtol=1e-6
+    )
+    np.testing.assert_array_equal(used, [[1, 1, 0, 0]] * 2)
+
+
+def test_new_head_learns_what_features_show():
+    generator = np.random.default_rng(0)
+    labels = np.arange(64) % 2
+    features = generator.normal(size=(64, 8)).astype(np.float32)
+    features[:, 0] += 6 * labels - 3
+    targets, used = disca_steps._targets(labels, 2, 3, CONFIG, iteration=0)
+    config = dataclasses.replace(CONFIG, head_epochs=40, head_rate=1e-2)
+    head = disca_steps.fit_head(jax.random.key(0), features, targets, used, config)
+    logits = features @ head["head.kernel"] + head["head.bias"]
+    assert np.mean(logits[:, :2].argmax(axis=1) == labels) > 0.95
+
+
+def test_number_of_classes_may_be_chosen_and_change(particles):
+    """The head has a class for the larger choice; what it is trained on is the one in use."""
+    found = Disca(EITHER).fit(particles)
+    assert found.model_.num_classes in EITHER.candidates
+    assert found.model_.weights.description.config.num_classes == 3
+    two = clustering_accuracy(found.labels_, np.arange(NUM) % 2)
+    assert two >= 0.75  # the third, if any, is a part of one of them
+
+
+def test_recomputed_blocks_give_the_same_gradient_from_less(particles, monkeypatch):
+    """One map of each block instead of what its convolution, ELU and batch norm were given."""
+    network = weights.build(SIZES(box=BOX, num_classes=2), jax.random.key(0))
+
+    def differentiate():
+        def logits(params):
+            return disca_steps.classify(network._replace(params=params), particles.volumes)[0]
+
+        found, pull_back = jax.vjp(jax.jit(logits), network.params)
+        kept = sum(leaf.size for leaf in jax.tree.leaves(pull_back) if leaf.ndim == 5)
+        return pull_back(jnp.ones_like(found)), kept
+
+    recomputed, less = differentiate()
+    monkeypatch.setattr(jax, "checkpoint", lambda function, policy: function)
+    stored, more = differentiate()
+    assert less <= NUM * (6**3 * 4 + 4**3 * 6) < more / 2
+    for one, other in zip(jax.tree.leaves(recomputed), jax.tree.leaves(stored), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
