@@ -1,7 +1,7 @@
 """Makes the weights that come with jimjax: ``python -m benchmarks.weights NETWORK FILE``.
 
-NETWORK is jimnet or gumnet, of the small preset. Both learn from random molecules alone; nothing
-is downloaded and no particle is read. An interrupted training goes on where it was.
+NETWORK is jimnet, gumnet or yopo, of the small preset. All learn from random molecules alone;
+nothing is downloaded and no particle is read. An interrupted training goes on where it was.
 """
 
 import argparse
@@ -13,13 +13,13 @@ import jax
 import numpy as np
 import optax
 
-from jimjax.config import NetworkSection, PretrainSection, RunConfig
+from jimjax.config import PretrainSection, RunConfig
 from jimjax.mesh import data_mesh, replicate
 from jimjax.models.functional import Network
 from jimjax.models.weights import Description, Weights, save_weights
-from jimjax.train import loop
+from jimjax.train import loop, yopo
 from jimjax.train.checkpoint import open_checkpoints
-from jimjax.train.recipes import recipe_of
+from jimjax.train.recipes import RECIPES
 from jimjax.train.state import Optimizer, TrainState, adam, initial_state, network_of
 
 BOX = 32
@@ -53,13 +53,18 @@ class Round(NamedTuple):
 
 # A Gum-Net first has to learn that there are rotations at all; noise comes later.
 GUM = PretrainSection(batch_size=32, snr_max=100.0, max_shift=0.1)
+YOPO = PretrainSection(steps=1000, batch_size=32, snr_max=10.0, max_shift=0.2)
 ROUNDS = {
+    "yopo": [Round(YOPO, decay=250)],
     "jimnet": [Round(PretrainSection(steps=2200, batch_size=16, snr_max=2.0), decay=400)],
     "gumnet": [
         Round(replace(GUM, steps=1000, snr_min=1.0), decay=100),
         Round(replace(GUM, steps=2500, snr_min=0.1), decay=700),
     ],
 }
+
+
+TRAINERS = {**RECIPES, "yopo": yopo}
 
 
 def draw_tilt_ranges() -> np.ndarray:
@@ -72,22 +77,24 @@ def draw_tilt_ranges() -> np.ndarray:
 
 def train(kind: str, folder: Path) -> Weights:
     """Trains in a folder, or goes on with what it holds."""
+    trainer = TRAINERS[kind]
     for number, each in enumerate(ROUNDS[kind]):
-        config = RunConfig(network=NetworkSection(kind=kind), pretrain=each.pretrain)
+        config = RunConfig(pretrain=each.pretrain)
         if number == 0:
-            network = recipe_of(config).build_network(config, BOX)
-        network = _train_round(config, network, each.build_optimizer(), folder / f"round_{number}")
-    sizes = recipe_of(config).network_config(config, BOX)
+            network = trainer.build_network(config, BOX)
+        stage = trainer.molecule_stage(config, draw_tilt_ranges(), BOX, data_mesh())
+        optimizer = each.build_optimizer()
+        network = _train_round(config.seed, network, stage, optimizer, folder / f"round_{number}")
+    sizes = trainer.network_config(config, BOX)
     return Weights(Description(sizes, config.data.contrast), network)
 
 
 def _train_round(
-    config: RunConfig, network: Network, optimizer: Optimizer, folder: Path
+    seed: int, network: Network, stage: loop.Stage, optimizer: Optimizer, folder: Path
 ) -> Network:
-    mesh, key = data_mesh(), jax.random.split(jax.random.key(config.seed))[0]
+    mesh, key = data_mesh(), jax.random.split(jax.random.key(seed))[0]
     state, memory = initial_state(network, optimizer), {"none": np.zeros(1)}
     state = replicate(state, mesh)
-    stages = [recipe_of(config).molecule_stage(config, draw_tilt_ranges(), BOX, mesh)]
     folder.mkdir(parents=True, exist_ok=True)
     with open_checkpoints(folder / "checkpoints") as checkpoints:
         if checkpoints.latest_step is not None:
@@ -97,7 +104,7 @@ def _train_round(
             network,
             state,
             memory,
-            stages,
+            [stage],
             key=key,
             optimizer=optimizer,
             mesh=mesh,

@@ -15,6 +15,7 @@ import tyro
 from jimjax.commands.align import Align, Refine
 from jimjax.commands.average import Average
 from jimjax.commands.benchmark import Benchmark
+from jimjax.commands.cluster import Cluster
 from jimjax.commands.demo import Demo
 from jimjax.commands.doctor import Doctor
 from jimjax.commands.evaluate import Evaluate
@@ -33,6 +34,7 @@ COMMANDS = {
     "match": Match,
     "align": Align,
     "refine": Refine,
+    "cluster": Cluster,
     "train": Train,
     "predict": Predict,
     "average": Average,

@@ -45,6 +45,6 @@ class DiscaConfig:
     seed: int = 0
 
 
-def small(candidates: tuple[int, ...], *, seed: int = 0) -> DiscaConfig:
-    """For the small network and its weights, which have little to learn."""
-    return DiscaConfig(preset="small", candidates=candidates, learning_rate=1e-4, seed=seed)
+def small() -> DiscaConfig:
+    """For the small network: ten times the published learning rates, for a tenth of the steps."""
+    return DiscaConfig(preset="small", learning_rate=1e-4, head_rate=1e-2)

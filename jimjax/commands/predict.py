@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from jimjax.data.subtomograms import Subtomograms
     from jimjax.train.run import Prediction
 
@@ -82,15 +84,8 @@ def write_prediction(
     import numpy as np
 
     from jimjax.commands.poses import write_poses
-    from jimjax.io.files import replace_file
 
-    with replace_file(features_path(out)) as stream:
-        np.savez_compressed(
-            stream,
-            features=prediction.features,
-            labels=prediction.labels,
-            probabilities=prediction.probabilities,
-        )
+    _write_features(out, prediction.features, prediction.labels, prediction.probabilities)
     rows = np.arange(len(prediction.labels))
     write_poses(
         particles,
@@ -102,3 +97,44 @@ def write_prediction(
         jimCorrelation=prediction.correlations,
         jimClassProbability=prediction.probabilities[rows, prediction.labels],
     )
+
+
+def write_classes(
+    particles: "Subtomograms",
+    data: Path,
+    out: Path,
+    features: "np.ndarray",
+    probabilities: "np.ndarray",
+) -> None:
+    """Writes a STAR file with new classes, and the features beside it; poses stay as they are.
+
+    Args:
+        particles: as loaded from ``data``.
+        data: STAR file whose columns and blocks are kept.
+        out: STAR file to write.
+        features: ``(n, d)``.
+        probabilities: ``(n, k)`` of the classes.
+    """
+    from jimjax.data import columns as names
+    from jimjax.io.star import read_particles
+
+    labels = probabilities.argmax(axis=1)
+    _write_features(out, features, labels, probabilities)
+    table = read_particles(data)
+    columns = {names.CLASS: labels + 1, "jimClassProbability": probabilities.max(axis=1)}
+    if names.HALF not in table.columns:
+        columns[names.HALF] = particles.halves
+    # As used here, so that averages of the new file use the same.
+    columns |= dict(zip(names.TILT_LIMITS, particles.tilt_ranges.T, strict=True))
+    table.with_columns(columns).write(out)
+
+
+def _write_features(
+    out: Path, features: "np.ndarray", labels: "np.ndarray", probabilities: "np.ndarray"
+) -> None:
+    import numpy as np
+
+    from jimjax.io.files import replace_file
+
+    with replace_file(features_path(out)) as stream:
+        np.savez_compressed(stream, features=features, labels=labels, probabilities=probabilities)

@@ -6,12 +6,24 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jimjax.config import RunConfig
-from jimjax.models import functional
+from jimjax.models import functional, weights, yopo
 from jimjax.models.functional import Network
 from jimjax.train import losses, pretraining
 from jimjax.train.loop import Stage
 from jimjax.train.molecules import MoleculePairs
 from jimjax.train.step import LossResult
+
+PRESETS = {"small": yopo.small, "paper": yopo.paper}
+
+
+def network_config(config: RunConfig, box: int) -> yopo.YopoConfig:
+    """Sizes of the network of a configuration for particles of a box size."""
+    return PRESETS[config.network.preset](box, config.network.num_classes)
+
+
+def build_network(config: RunConfig, box: int) -> Network:
+    """Builds the network of a configuration for particles of a box size."""
+    return weights.build(network_config(config, box), jax.random.key(config.seed))
 
 
 def molecule_stage(config: RunConfig, tilt_ranges: np.ndarray, box: int, mesh: Mesh) -> Stage:
