@@ -12,18 +12,19 @@ import pytest
 from scipy import ndimage
 from small_networks import steerable
 
-# Tests compile far more than they compute, and most of that is LLVM's optimiser. XLA's own passes,
-# which decide what is fused with what, are left as they are. Nor is there a core to spare that
-# could compile parts of a program at the same time. Read when the first array is made.
-os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 "
-    + os.environ.get("XLA_FLAGS", "")
-)
-
-
 from jimjax.models import functional
 from jimjax.models.functional import Network
 from jimjax.models.jimnet import JimNet
+
+# Tests compile far more than they compute, and most of that is code generation: the optimiser of
+# LLVM, emitters that make fast loops slowly, and threads for which there is no core. XLA's own
+# passes, which decide what is fused with what, are left as they are. The flags are read when the
+# first array is made. One that XLA does not know ends the process: the newer are for versions that
+# were tried.
+QUICK = ["--xla_backend_optimization_level=0"]
+if jax.__version_info__ < (0, 11):
+    QUICK += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
+os.environ["XLA_FLAGS"] = " ".join([*QUICK, os.environ.get("XLA_FLAGS", "")])
 
 LONGEST = {"test_run.py", "test_jimnet.py", "test_battery.py", "test_em.py", "test_mixture.py"}
 

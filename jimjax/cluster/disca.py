@@ -66,9 +66,7 @@ class Disca(Clusterer):
         mesh = data_mesh()
         state = replicate(initial_state(network, optimizer), mesh)
         memory = disca_steps.initial_memory(len(volumes), network)
-        stage = disca_steps.build_stage(
-            self.config, network, volumes, optimizer, mesh, self.max_classes
-        )
+        stage = disca_steps.build_stage(self.config, network, volumes, mesh, self.max_classes)
         options = {
             "key": jax.random.key(self.config.seed),
             "optimizer": optimizer,

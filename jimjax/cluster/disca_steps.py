@@ -84,7 +84,6 @@ def build_stage(
     config: DiscaConfig,
     network: Network,
     volumes: np.ndarray,
-    optimizer: Optimizer,
     mesh: Mesh,
     num_heads: int,
 ) -> Stage:
@@ -94,7 +93,6 @@ def build_stage(
         config: how.
         network: a YOPO; of its head no more classes are used than there are.
         volumes: ``(n, z, y, x)``, normalised.
-        optimizer: of ``build_optimizer``; it begins anew with a new head.
         mesh: devices.
         num_heads: classes that the head has.
 
@@ -108,14 +106,13 @@ def build_stage(
         state: TrainState, iteration: int, memory: Memory
     ) -> tuple[TrainState, Memory, dict[str, float]]:
         current = network_of(network, state)
-        seed = jax.random.fold_in(key, iteration)
-        found, noted = find_classes(seed, current, volumes, memory, config)
+        features = describe(current, volumes).features
+        group_key, head_key = jax.random.split(jax.random.fold_in(key, iteration))
+        found, noted = find_classes(group_key, features, current, memory, config)
         if found.num_classes != memory.num_classes:
-            targets = _targets(found.labels, found.num_classes, num_heads, config, iteration)
-            features = describe(current, volumes).features
-            head = fit_head(jax.random.fold_in(seed, 1), features, *targets, config)
-            params = functional.replace_arrays(state.params, head)
-            state = state._replace(params=params, opt_state=optimizer.transformation.init(params))
+            targets = _targets(found.labels, int(found.num_classes), num_heads, config, iteration)
+            head = fit_head(head_key, features, *targets, config)
+            state = state._replace(params=functional.replace_arrays(state.params, head))
         return state, found, noted
 
     def draw(iteration: int, memory: Memory) -> Iterator[Batch]:
@@ -138,7 +135,7 @@ def build_stage(
 
 
 def find_classes(
-    key: jax.Array, network: Network, volumes: np.ndarray, memory: Memory, config: DiscaConfig
+    key: jax.Array, features: np.ndarray, network: Network, memory: Memory, config: DiscaConfig
 ) -> tuple[Memory, dict[str, float]]:
     """Groups the particles anew by what the network says of them.
 
@@ -146,15 +143,14 @@ def find_classes(
 
     Args:
         key: seeds the mixtures.
-        network: as trained so far.
-        volumes: ``(n, z, y, x)``, normalised.
+        features: ``(n, d)``.
+        network: that says so.
         memory: of the last iteration.
         config: of DISCA.
 
     Returns:
         The new memory, and numbers to log.
     """
-    features = describe(network, volumes).features
     rows = assignment.principal_axes(features, config.num_axes).project(features)
     is_first = memory.num_classes == 0
     found = assignment.group(
