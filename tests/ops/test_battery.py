@@ -300,6 +300,10 @@ ON_DATA = [
 ]
 
 
+# Each step solves equations whose terms are rounded, and the next begins from there.
+ITERATIVE = {"refine_pose", "fast_accurate_matching", "mixture.fit", "mixture.refine"}
+
+
 def _leaves(tree):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
@@ -338,11 +342,12 @@ def test_eager_jit_and_vmap_agree(name):
     function, arrays = EXAMPLES[name]
     alone = jax.jit(function)(*arrays)
     # Fused sums and products may be rounded otherwise, batched ones summed in another order.
-    _assert_close(function(*arrays), alone, 2e-5)
+    tolerance = 1e-4 if name in ITERATIVE else 2e-5
+    _assert_close(function(*arrays), alone, tolerance)
     batch = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * 2), arrays)
     together = jax.jit(jax.vmap(function))(*batch)
     for row in range(2):
-        _assert_close(jax.tree.map(lambda leaf, row=row: leaf[row], together), alone, 2e-5)
+        _assert_close(jax.tree.map(lambda leaf, row=row: leaf[row], together), alone, tolerance)
 
 
 @pytest.mark.parametrize("name", ON_DATA)
