@@ -17,10 +17,11 @@ from jimjax.config import PretrainSection, RunConfig
 from jimjax.mesh import data_mesh, replicate
 from jimjax.models.functional import Network
 from jimjax.models.weights import Description, Weights, save_weights
-from jimjax.train import loop, yopo
-from jimjax.train.checkpoint import open_checkpoints
+from jimjax.train import yopo
+from jimjax.train.loop import Stage
 from jimjax.train.recipes import RECIPES
-from jimjax.train.state import Optimizer, TrainState, adam, initial_state, network_of
+from jimjax.train.resume import train_in_folder
+from jimjax.train.state import Optimizer, adam, initial_state, network_of
 
 BOX = 32
 WARM_UP = 100  # steps
@@ -62,8 +63,6 @@ ROUNDS = {
         Round(replace(GUM, steps=2500, snr_min=0.1), decay=700),
     ],
 }
-
-
 TRAINERS = {**RECIPES, "yopo": yopo}
 
 
@@ -90,27 +89,23 @@ def train(kind: str, folder: Path) -> Weights:
 
 
 def _train_round(
-    seed: int, network: Network, stage: loop.Stage, optimizer: Optimizer, folder: Path
+    seed: int, network: Network, stage: Stage, optimizer: Optimizer, folder: Path
 ) -> Network:
     mesh, key = data_mesh(), jax.random.split(jax.random.key(seed))[0]
     state, memory = initial_state(network, optimizer), {"none": np.zeros(1)}
     state = replicate(state, mesh)
     folder.mkdir(parents=True, exist_ok=True)
-    with open_checkpoints(folder / "checkpoints") as checkpoints:
-        if checkpoints.latest_step is not None:
-            saved = checkpoints.restore({"state": state, "memory": memory})
-            state = TrainState(*saved["state"])
-        state, _ = loop.train(
-            network,
-            state,
-            memory,
-            [stage],
-            key=key,
-            optimizer=optimizer,
-            mesh=mesh,
-            checkpoints=checkpoints,
-            log=loop.Log(folder / "metrics.jsonl"),
-        )
+    state, _ = train_in_folder(
+        folder,
+        network,
+        state,
+        memory,
+        [stage],
+        resume=True,
+        key=key,
+        optimizer=optimizer,
+        mesh=mesh,
+    )
     return network_of(network, state)
 
 

@@ -14,7 +14,7 @@ from jimjax.align import inference
 from jimjax.align.centring import centre_particles
 from jimjax.align.inference import FULL_TILT, Alignments
 from jimjax.align.measured import MeasuredVolumes
-from jimjax.data.batches import padded_chunks
+from jimjax.data.batches import map_chunks
 from jimjax.models import functional
 from jimjax.models.functional import Network
 from jimjax.ops.rotation import Pose
@@ -65,12 +65,11 @@ def align_pairs(network: Network, sources: Centred, targets: Centred) -> Pose:
     Returns:
         Poses ``(n,)`` that carry sources onto targets as both were before they were moved.
     """
-    num = len(sources.volumes)
-    chunks = [
-        jax.tree.map(np.asarray, _match(network, sources.volumes[rows], targets.volumes[rows]))
-        for rows in padded_chunks(num, BATCH_SIZE)
-    ]
-    found = jax.tree.map(lambda *parts: np.concatenate(parts)[:num], *chunks)
+    found = map_chunks(
+        lambda rows: _match(network, sources.volumes[rows], targets.volumes[rows]),
+        len(sources.volumes),
+        BATCH_SIZE,
+    )
     shift = _moved_back(found.rotation, found.shift, sources.offsets, targets.offsets)
     return found._replace(shift=shift)
 

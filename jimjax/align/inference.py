@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jimjax.data.batches import padded_chunks
+from jimjax.data.batches import map_chunks
 from jimjax.models import functional
 from jimjax.models.functional import Network
 from jimjax.ops import fourier, resample
@@ -64,11 +64,9 @@ def describe(network: Network, volumes: np.ndarray, *, batch_size: int) -> Descr
     Returns:
         One row per particle.
     """
-    chunks = [
-        jax.tree.map(np.asarray, _describe_chunk(network, volumes[rows]))
-        for rows in padded_chunks(len(volumes), batch_size)
-    ]
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(volumes)], *chunks)
+    return map_chunks(
+        lambda rows: _describe_chunk(network, volumes[rows]), len(volumes), batch_size
+    )
 
 
 def align_to_all(
@@ -105,16 +103,17 @@ def align_to_all(
     size = min(box, 2 * int(np.ceil(cutoff * box)) + SCORING_MARGIN)
     # One reference at a time: one compilation serves any number of them.
     prepared = [_prepare(network, reference, turns, size) for reference in references]
-    chunks = []
-    for rows in padded_chunks(len(volumes), batch_size):
+
+    def align_chunk(rows: np.ndarray) -> Alignments:
         part = jax.tree.map(operator.itemgetter(rows), codes)
         chunk = _shrink(volumes[rows], size), part, tilt_ranges[rows]
         found = [
             _align_chunk(network, *reference, turns, *chunk, box=box, cutoff=cutoff)
             for reference in prepared
         ]
-        chunks.append(jax.tree.map(lambda *each: np.stack(each, axis=1), *found))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(volumes)], *chunks)
+        return jax.tree.map(lambda *each: np.stack(each, axis=1), *found)
+
+    return map_chunks(align_chunk, len(volumes), batch_size)
 
 
 def encode(network: Network, volumes: np.ndarray) -> Any:
@@ -124,8 +123,7 @@ def encode(network: Network, volumes: np.ndarray) -> Any:
 
 def encode_all(network: Network, volumes: np.ndarray, *, batch_size: int) -> Any:
     """What a network compares of any number of volumes ``(n, z, y, x)``, some at a time."""
-    parts = [encode(network, volumes[rows]) for rows in padded_chunks(len(volumes), batch_size)]
-    return jax.tree.map(lambda *each: np.concatenate(each)[: len(volumes)], *parts)
+    return map_chunks(lambda rows: _encode(network, volumes[rows]), len(volumes), batch_size)
 
 
 def refine(
@@ -155,13 +153,13 @@ def refine(
     Returns:
         Alignments with the correlations of the refined poses.
     """
-    chunks = []
-    for rows in padded_chunks(len(volumes), batch_size):
+
+    def refine_chunk(rows: np.ndarray) -> Alignments:
         pose = Pose(begin.rotations[rows], begin.shifts[rows])
         inputs = references[rows], volumes[rows], tilt_ranges[rows], pose
-        refined = _refine_chunk(network, *inputs, num_steps=num_steps, cutoff=cutoff)
-        chunks.append(jax.tree.map(np.asarray, refined))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(volumes)], *chunks)
+        return _refine_chunk(network, *inputs, num_steps=num_steps, cutoff=cutoff)
+
+    return map_chunks(refine_chunk, len(volumes), batch_size)
 
 
 @jax.jit

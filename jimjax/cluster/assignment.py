@@ -43,18 +43,6 @@ class Assignment(NamedTuple):
         return np.asarray(jnp.exp(known.log_responsibilities))
 
 
-class Grouping(NamedTuple):
-    """Particles in classes.
-
-    Attributes:
-        labels: ``(n,)`` int32, from 0, no class empty.
-        num_classes: how many classes.
-    """
-
-    labels: np.ndarray
-    num_classes: int
-
-
 def principal_axes(features: np.ndarray, num_axes: int) -> Axes:
     """Finds the axes along which features differ most.
 
@@ -81,7 +69,7 @@ def group(
     *,
     num_starts: int,
     current: np.ndarray | None = None,
-) -> Grouping:
+) -> np.ndarray:
     """Fits mixtures of several numbers of components and believes the one of lowest BIC.
 
     Args:
@@ -92,7 +80,7 @@ def group(
         current: ``(n,)`` labels that a fit of as many classes may begin with as well.
 
     Returns:
-        The classes; those without particles are left out.
+        ``(n,)`` int32 labels from 0; classes without particles are left out.
 
     Raises:
         ValueError: if a candidate is below 1 or above the number of rows.
@@ -114,8 +102,7 @@ def group(
         found.append(fit_labels(rows, current))
     best = min(found, key=lambda each: float(mixture.bic(rows, each)))
     labels = np.asarray(jnp.argmax(mixture.e_step(rows, best).log_responsibilities, axis=1))
-    present, compact = np.unique(labels, return_inverse=True)
-    return Grouping(compact.astype(np.int32), len(present))
+    return np.unique(labels, return_inverse=True)[1].astype(np.int32)
 
 
 def fit_labels(rows: jax.Array, labels: np.ndarray) -> Mixture:

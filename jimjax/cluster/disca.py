@@ -11,6 +11,7 @@ all rotations and filled with noise, as the paper says; the code's are neither.
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jimjax.cluster import disca_steps
@@ -23,17 +24,15 @@ from jimjax.cluster.model import Model
 from jimjax.data.subtomograms import Subtomograms, normalize
 from jimjax.io.errors import InputError
 from jimjax.mesh import data_mesh, replicate
-from jimjax.models import yopo
 from jimjax.models.functional import Network
 from jimjax.models.weights import Description, Weights, build, transplant
+from jimjax.models.yopo import YopoConfig
 from jimjax.progress import Progress
 from jimjax.train import loop
-from jimjax.train.checkpoint import open_checkpoints
-from jimjax.train.records import begin_folder, check_folder, forget_after
-from jimjax.train.state import TrainState, initial_state
-
-PRESETS = {"small": yopo.small, "paper": yopo.paper}
-METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+from jimjax.train.records import begin_folder, check_folder
+from jimjax.train.resume import train_in_folder
+from jimjax.train.state import initial_state
+from jimjax.train.yopo import PRESETS
 
 
 class Disca(Clusterer):
@@ -60,10 +59,40 @@ class Disca(Clusterer):
         resume: bool,
         progress: Progress | None,
     ) -> Model:
-        volumes = self._volumes(particles)
-        network = self._network(volumes.shape[-1])
-        optimizer = disca_steps.build_optimizer(self.config, len(volumes))
+        given = (
+            self.config.contrast if self._weights is None else self._weights.description.contrast
+        )
+        sign = 1 if given == self.config.contrast else -1
+        volumes = sign * normalize(particles.volumes)
+        description = Description(self._sizes(volumes.shape[-1]), given, particles.voxel_size)
+        network = build(description.config, jax.random.key(self.config.seed))
+        if self._weights is not None:
+            network = transplant(self._weights, network)
+        memory = self._train(network, volumes, particles, folder, resume, progress)
+        best = network._replace(params=memory.best_params, stats=memory.best_stats)
+        best = jax.tree.map(jnp.asarray, best)
+        features = describe(best, volumes).features
+        axes = principal_axes(features, self.config.num_axes)
+        mixture = fit_labels(axes.project(features), memory.best_labels)
+        return Model(Weights(description, best), Assignment(axes, mixture), self.config.contrast)
+
+    def _sizes(self, box: int) -> YopoConfig:
+        try:
+            return PRESETS[self.config.preset](box, self.max_classes)
+        except ValueError as problem:
+            raise InputError(f"particles of {box} voxels: {problem}") from problem
+
+    def _train(
+        self,
+        network: Network,
+        volumes: np.ndarray,
+        particles: Subtomograms,
+        folder: str | Path | None,
+        resume: bool,
+        progress: Progress | None,
+    ) -> Memory:
         mesh = data_mesh()
+        optimizer = disca_steps.build_optimizer(self.config, len(volumes))
         state = replicate(initial_state(network, optimizer), mesh)
         memory = disca_steps.initial_memory(len(volumes), network)
         stage = disca_steps.build_stage(self.config, network, volumes, mesh, self.max_classes)
@@ -74,47 +103,9 @@ class Disca(Clusterer):
             "progress": progress,
         }
         if folder is None:
-            _, memory = loop.train(network, state, memory, [stage], **options)
-            return self._finish(network, volumes, particles.voxel_size, memory)
+            return loop.train(network, state, memory, [stage], **options)[1]
         folder = Path(folder)
         check_folder(self.config, particles, None, folder, resume)
         if not resume:
             begin_folder(self.config, particles, None, folder, self._command)
-        with open_checkpoints(folder / CHECKPOINTS) as checkpoints:
-            if resume and checkpoints.latest_step is not None:
-                saved = checkpoints.restore({"state": state, "memory": memory})
-                state = TrainState(*saved["state"])
-                memory = Memory(*saved["memory"])
-                forget_after(folder / METRICS, int(state.step))
-            options |= {"checkpoints": checkpoints, "log": loop.Log(folder / METRICS)}
-            _, memory = loop.train(network, state, memory, [stage], **options)
-        return self._finish(network, volumes, particles.voxel_size, memory)
-
-    def _volumes(self, particles: Subtomograms) -> np.ndarray:
-        is_negated = self._weights is not None and (
-            self._weights.description.contrast != self.config.contrast
-        )
-        return normalize(particles.volumes) * np.float32(-1 if is_negated else 1)
-
-    def _network(self, box: int) -> Network:
-        try:
-            sizes = PRESETS[self.config.preset](box, self.max_classes)
-        except ValueError as problem:
-            raise InputError(f"particles of {box} voxels: {problem}") from problem
-        network = build(sizes, jax.random.key(self.config.seed))
-        return network if self._weights is None else transplant(self._weights, network)
-
-    def _finish(
-        self, network: Network, volumes: np.ndarray, voxel_size: float, memory: Memory
-    ) -> Model:
-        best = network._replace(params=memory.best_params, stats=memory.best_stats)
-        best = jax.tree.map(jax.numpy.asarray, best)
-        features = describe(best, volumes).features
-        axes = principal_axes(features, self.config.num_axes)
-        mixture = fit_labels(axes.project(features), np.asarray(memory.best_labels))
-        given = (
-            self.config.contrast if self._weights is None else self._weights.description.contrast
-        )
-        sizes = PRESETS[self.config.preset](volumes.shape[-1], self.max_classes)
-        weights = Weights(Description(sizes, given, voxel_size), best)
-        return Model(weights, Assignment(axes, mixture), self.config.contrast)
+        return train_in_folder(folder, network, state, memory, [stage], resume=resume, **options)[1]

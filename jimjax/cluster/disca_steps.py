@@ -47,7 +47,6 @@ class Memory(NamedTuple):
 
     Attributes:
         labels: ``(n,)`` int32, -1 before the first iteration.
-        num_classes: int32, how many are in use.
         changed: share of the particles that the last iteration moved.
         best_index: Davies-Bouldin index of the best iteration so far.
         best_labels: ``(n,)`` int32, of it.
@@ -56,19 +55,23 @@ class Memory(NamedTuple):
     """
 
     labels: np.ndarray
-    num_classes: np.ndarray
     changed: np.ndarray
     best_index: np.ndarray
     best_labels: np.ndarray
     best_params: Any
     best_stats: Any
 
+    @property
+    def num_classes(self) -> int:
+        """How many classes are in use; 0 before the first iteration."""
+        return int(self.labels.max()) + 1
+
 
 def initial_memory(num_particles: int, network: Network) -> Memory:
     """Nothing known yet."""
     nowhere = np.full(num_particles, -1, np.int32)
     params, stats = jax.tree.map(np.asarray, (network.params, network.stats))
-    return Memory(nowhere, _int(0), _float(1), _float(np.inf), nowhere.copy(), params, stats)
+    return Memory(nowhere, _float(1), _float(np.inf), nowhere.copy(), params, stats)
 
 
 def build_optimizer(config: DiscaConfig, num_particles: int) -> Optimizer:
@@ -110,15 +113,13 @@ def build_stage(
         group_key, head_key = jax.random.split(jax.random.fold_in(key, iteration))
         found, noted = find_classes(group_key, features, current, memory, config)
         if found.num_classes != memory.num_classes:
-            targets = _targets(found.labels, int(found.num_classes), num_heads, config, iteration)
+            targets = _targets(found.labels, num_heads, config, iteration)
             head = fit_head(head_key, features, *targets, config)
             state = state._replace(params=functional.replace_arrays(state.params, head))
         return state, found, noted
 
     def draw(iteration: int, memory: Memory) -> Iterator[Batch]:
-        targets, is_used = _targets(
-            memory.labels, int(memory.num_classes), num_heads, config, iteration
-        )
+        targets, is_used = _targets(memory.labels, num_heads, config, iteration)
         order = batches.index_batches(num, config.batch_size, seed=config.seed, epoch=iteration)
         for rows in order:
             yield Batch(volumes[rows], targets[rows], is_used[rows])
@@ -153,16 +154,16 @@ def find_classes(
     """
     rows = assignment.principal_axes(features, config.num_axes).project(features)
     is_first = memory.num_classes == 0
-    found = assignment.group(
+    labels = assignment.group(
         key,
         rows,
         config.candidates,
         num_starts=config.num_starts,
         current=None if is_first else memory.labels,
     )
-    labels, changed = found.labels, 1.0
-    if found.num_classes == memory.num_classes:
-        labels = match_labels(labels, memory.labels, found.num_classes)
+    num_classes, changed = int(labels.max()) + 1, 1.0
+    if num_classes == memory.num_classes:
+        labels = match_labels(labels, memory.labels, num_classes)
         changed = float(np.mean(labels != memory.labels))
     index = assignment.davies_bouldin(rows, labels)
     if is_first or index < memory.best_index:
@@ -170,10 +171,8 @@ def find_classes(
         memory = memory._replace(
             best_index=_float(index), best_labels=labels, best_params=params, best_stats=stats
         )
-    memory = memory._replace(
-        labels=labels, num_classes=_int(found.num_classes), changed=_float(changed)
-    )
-    noted = {"num_classes": found.num_classes, "changed": changed, "davies_bouldin": index}
+    memory = memory._replace(labels=labels, changed=_float(changed))
+    noted = {"num_classes": num_classes, "changed": changed, "davies_bouldin": index}
     return memory, {name: value for name, value in noted.items() if np.isfinite(value)}
 
 
@@ -269,17 +268,14 @@ def classify(network: Network, volumes: jax.Array) -> tuple[jax.Array, Any]:
 
 
 def _targets(
-    labels: np.ndarray, num_classes: int, num_heads: int, config: DiscaConfig, iteration: int
+    labels: np.ndarray, num_heads: int, config: DiscaConfig, iteration: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    num_classes = int(labels.max()) + 1
     smoothing = config.smoothing * config.smoothing_decay ** (iteration + 1)
     is_used = np.broadcast_to(np.arange(num_heads) < num_classes, (len(labels), num_heads))
     certain = np.eye(num_heads)[labels]
     targets = (1 - smoothing) * certain + smoothing * is_used / num_classes
     return targets.astype(np.float32), is_used.astype(np.float32)
-
-
-def _int(number: float) -> np.ndarray:
-    return np.array(number, np.int32)
 
 
 def _float(number: float) -> np.ndarray:

@@ -17,11 +17,13 @@ class Clusterer(abc.ABC):
 
     Attributes:
         model_: what is left of ``fit``, also to be saved and loaded, see ``cluster.model``.
+        features_: ``(n, d)`` of the particles that were fitted.
         labels_: ``(n,)`` int32 classes of the particles that were fitted, from 0.
         probabilities_: ``(n, k)``, how probable each class is for them.
     """
 
     model_: Model
+    features_: np.ndarray
     labels_: np.ndarray
     probabilities_: np.ndarray
 
@@ -55,7 +57,8 @@ class Clusterer(abc.ABC):
                 "fewer classes"
             )
         self.model_ = self._fit(particles, folder, resume, progress)
-        self.probabilities_ = self.predict_proba(particles)
+        self.features_ = self.transform(particles)
+        self.probabilities_ = self.model_.assignment.posterior(self.features_)
         self.labels_ = self.probabilities_.argmax(axis=1).astype(np.int32)
         return self
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jimjax.data.batches import padded_chunks
+from jimjax.data.batches import map_chunks
 from jimjax.models import functional
 from jimjax.models.functional import Network
 
@@ -19,11 +19,8 @@ def describe(network: Network, volumes: np.ndarray) -> Any:
         network: of single particles.
         volumes: ``(n, z, y, x)``, normalised.
     """
-    chunks = [
-        jax.tree.map(np.asarray, _describe(network, volumes[rows]))
-        for rows in padded_chunks(len(volumes), min(BATCH_SIZE, len(volumes)))
-    ]
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(volumes)], *chunks)
+    num = len(volumes)
+    return map_chunks(lambda rows: _describe(network, volumes[rows]), num, min(BATCH_SIZE, num))
 
 
 @jax.jit

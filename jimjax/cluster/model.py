@@ -1,6 +1,5 @@
 """What clustering leaves behind: a network that describes particles, and classes of those."""
 
-import hashlib
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -15,7 +14,13 @@ from jimjax.data.columns import VOXEL_SIZE_TOLERANCE
 from jimjax.data.subtomograms import Subtomograms, normalize
 from jimjax.io.errors import InputError
 from jimjax.io.files import open_input, replace_file
-from jimjax.models.weights import Contrast, Weights, load_weights, save_weights
+from jimjax.models.weights import (
+    Contrast,
+    Weights,
+    digest_arrays,
+    load_weights,
+    save_weights,
+)
 from jimjax.ops.mixture import Mixture
 
 WEIGHTS, CLASSES = "weights.safetensors", "classes.safetensors"
@@ -86,7 +91,7 @@ def save_model(folder: str | Path, model: Model) -> None:
     named = axes._asdict() | mixture._asdict()
     arrays = {name: np.ascontiguousarray(array) for name, array in named.items()}
     metadata = {"format": FORMAT, "version": VERSION, "contrast": model.contrast}
-    metadata["sha256"] = _digest(metadata["contrast"], arrays)
+    metadata["sha256"] = digest_arrays(metadata["contrast"], arrays)
     save_weights(folder / WEIGHTS, model.weights)
     with replace_file(folder / CLASSES) as stream:
         stream.write(save(arrays, metadata))
@@ -122,7 +127,9 @@ def load_model(folder: str | Path) -> Model:
         raise InputError(f"{path}: not classes of this jimjax; cluster again")
     _check_arrays(path, arrays, weights)
     contrast = metadata.get("contrast", "")
-    if metadata.get("sha256") != _digest(contrast, arrays) or contrast not in get_args(Contrast):
+    if metadata.get("sha256") != digest_arrays(contrast, arrays) or contrast not in get_args(
+        Contrast
+    ):
         raise InputError(f"{path}: damaged, its digest is another; copy it again")
     axes = Axes(arrays["origin"], arrays["directions"])
     mixture = Mixture(*(jnp.asarray(arrays[name]) for name in Mixture._fields))
@@ -145,12 +152,3 @@ def _check_arrays(path: Path, arrays: dict[str, np.ndarray], weights: Weights) -
             raise InputError(f"{path}: '{name}' must be float32 of shape {shape}")
         if not np.isfinite(arrays[name]).all():
             raise InputError(f"{path}: '{name}' is not finite")
-
-
-def _digest(contrast: str, arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(contrast.encode())
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array)
-    return digest.hexdigest()

@@ -90,9 +90,8 @@ class Cluster:
         with training_exits(self.out), open_progress() as progress:
             method.fit(particles, folder=self.out, resume=self.resume, progress=progress)
         save_model(self.out, method.model_)
-        features = method.transform(particles)
         out = self.out / CLASSES
-        write_classes(particles, self.data, out, features, method.probabilities_)
+        write_classes(particles, self.data, out, method.features_, method.probabilities_)
         sizes = np.bincount(method.labels_, minlength=method.model_.num_classes)
         print(f"{len(particles)} particles in classes of {', '.join(map(str, sizes))}: {out}")
 

@@ -10,6 +10,28 @@ if TYPE_CHECKING:
     from jimjax.io.star import ParticleTable
 
 
+def class_columns(
+    particles: "Subtomograms", table: "ParticleTable", labels: "np.ndarray"
+) -> dict[str, object]:
+    """Makes the columns that say class, half set and tilt range.
+
+    Args:
+        particles: as loaded from the table.
+        table: whose other columns are kept.
+        labels: ``(n,)`` classes from 0.
+
+    Returns:
+        Values by column name; half sets only if the table has none.
+    """
+    from jimjax.data import columns as names
+
+    columns: dict[str, object] = {names.CLASS: labels + 1}
+    if names.HALF not in table.columns:
+        columns[names.HALF] = particles.halves
+    # As used here, so that averages of the new file use the same.
+    return columns | dict(zip(names.TILT_LIMITS, particles.tilt_ranges.T, strict=True))
+
+
 def pose_columns(
     particles: "Subtomograms",
     table: "ParticleTable",
@@ -38,12 +60,7 @@ def pose_columns(
     columns |= dict(zip(names.ORIGINS, origins, strict=True))
     if any(name in table.columns for name in names.OLD_ORIGINS):
         columns |= dict(zip(names.OLD_ORIGINS, -shifts.T, strict=True))
-    columns[names.CLASS] = labels + 1
-    if names.HALF not in table.columns:
-        columns[names.HALF] = particles.halves
-    # As used here, so that averages of the new file use the same.
-    columns |= dict(zip(names.TILT_LIMITS, particles.tilt_ranges.T, strict=True))
-    return columns
+    return columns | class_columns(particles, table, labels)
 
 
 def write_poses(

@@ -115,17 +115,14 @@ def write_classes(
         features: ``(n, d)``.
         probabilities: ``(n, k)`` of the classes.
     """
-    from jimjax.data import columns as names
+    from jimjax.commands.poses import class_columns
     from jimjax.io.star import read_particles
 
     labels = probabilities.argmax(axis=1)
     _write_features(out, features, labels, probabilities)
     table = read_particles(data)
-    columns = {names.CLASS: labels + 1, "jimClassProbability": probabilities.max(axis=1)}
-    if names.HALF not in table.columns:
-        columns[names.HALF] = particles.halves
-    # As used here, so that averages of the new file use the same.
-    columns |= dict(zip(names.TILT_LIMITS, particles.tilt_ranges.T, strict=True))
+    columns = class_columns(particles, table, labels)
+    columns["jimClassProbability"] = probabilities.max(axis=1)
     table.with_columns(columns).write(out)
 
 

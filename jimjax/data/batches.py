@@ -1,7 +1,9 @@
 """Which particles are seen when: a function of seed and epoch alone, so that runs repeat."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import jax
 import numpy as np
 
 
@@ -59,6 +61,21 @@ def padded_chunks(num: int, chunk: int) -> Iterator[np.ndarray]:
     """Cuts ``range(num)`` into chunks of one fixed size, the last filled up with its own last."""
     for first in range(0, num, chunk):
         yield np.minimum(np.arange(first, first + chunk), num - 1)
+
+
+def map_chunks(function: Callable[[np.ndarray], Any], num: int, chunk: int) -> Any:
+    """Asks a function about ``num`` examples, some at a time.
+
+    Args:
+        function: of ``(chunk,)`` indices; gives a pytree of arrays with as many rows.
+        num: examples.
+        chunk: how many at a time; has no influence on the result.
+
+    Returns:
+        The same pytree of numpy arrays with ``num`` rows.
+    """
+    chunks = [jax.tree.map(np.asarray, function(rows)) for rows in padded_chunks(num, chunk)]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:num], *chunks)
 
 
 def _generator(seed: int, epoch: int, purpose: str) -> np.random.Generator:

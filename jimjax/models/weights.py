@@ -94,7 +94,7 @@ def save_weights(path: str | Path, weights: Weights) -> None:
             raise ValueError(f"{name} is not finite; train with a lower learning rate")
     text = json.dumps({"kind": weights.description.kind, **dataclasses.asdict(weights.description)})
     metadata = {"format": FORMAT, "version": VERSION, "network": text}
-    metadata["sha256"] = _digest(text, arrays)
+    metadata["sha256"] = digest_arrays(text, arrays)
     with replace_file(path) as stream:
         stream.write(save(arrays, metadata))
 
@@ -129,7 +129,7 @@ def load_weights(path: str | Path, *, box: int | None = None) -> Weights:
     except SafetensorError as problem:
         reason = str(problem).splitlines()[0]
         raise InputError(f"{path}: not a whole safetensors file ({reason})") from problem
-    if metadata.get("sha256") != _digest(metadata["network"], arrays):
+    if metadata.get("sha256") != digest_arrays(metadata["network"], arrays):
         raise InputError(f"{path}: damaged, its digest is another; copy or export it again")
     for name, array in arrays.items():
         if not np.isfinite(array).all():
@@ -190,6 +190,16 @@ def transplant(weights: Weights, network: Network) -> Network:
     return _filled(network, own)
 
 
+def digest_arrays(text: str, arrays: Mapping[str, np.ndarray]) -> str:
+    """A hash of a text and of named arrays, their types and their shapes."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array)
+    return digest.hexdigest()
+
+
 def _builder(config: NetworkConfig) -> Any:
     module = next(module for module, kind in MODULES.values() if type(config) is kind)
     return functools.partial(module, config)
@@ -212,15 +222,6 @@ def _filled(outline: Network, arrays: Mapping[str, np.ndarray]) -> Network:
         return functional.replace_arrays(state, own)
 
     return outline._replace(params=fill("params"), stats=fill("stats"))
-
-
-def _digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array)
-    return digest.hexdigest()
 
 
 def _check_arrays(path: str | Path, file: Any, wanted: Mapping[str, Any]) -> None:

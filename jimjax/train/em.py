@@ -13,7 +13,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.decomposition import PCA
 
 from jimjax.align.centring import centre_particles
 from jimjax.align.inference import describe
@@ -26,6 +25,7 @@ from jimjax.align.references import (
     merge,
     reassign,
 )
+from jimjax.cluster.assignment import principal_axes
 from jimjax.config import PredictSection, RunConfig
 from jimjax.data.subtomograms import Subtomograms, normalize
 from jimjax.evaluate.clustering import match_labels
@@ -146,10 +146,7 @@ def cluster_features(
         ValueError: if there are fewer particles than clusters.
     """
     section = config.cluster
-    num_components = min(section.num_components, *features.shape)
-    scores = PCA(num_components, svd_solver="full").fit_transform(features.astype(np.float64))
-    scale = scores[:, 0].std()
-    scores = jnp.asarray(scores / (scale if scale > 0 else 1.0), jnp.float32)
+    scores = principal_axes(features, section.num_components).project(features)
     fitted, _ = mixture.fit(
         key,
         scores,

@@ -17,15 +17,15 @@ from jimjax.mesh import data_mesh, replicate
 from jimjax.models.functional import Network
 from jimjax.models.weights import Description, Weights, load_weights, save_weights, transplant
 from jimjax.progress import Progress
-from jimjax.train import em, gumnet, jimnet, loop
+from jimjax.train import em, gumnet, jimnet
 from jimjax.train import teacher as teaching
 from jimjax.train.checkpoint import open_checkpoints
 from jimjax.train.recipes import recipe_of
-from jimjax.train.records import CONFIG, PROVENANCE, begin_folder, check_folder, forget_after
-from jimjax.train.state import TrainState, initial_state, network_of
+from jimjax.train.records import CONFIG, PROVENANCE, begin_folder, check_folder
+from jimjax.train.resume import CHECKPOINTS, train_in_folder
+from jimjax.train.state import initial_state, network_of
 from jimjax.train.teacher import Teacher
 
-METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 REFERENCES, WEIGHTS = "references.mrcs", "weights.safetensors"
 
 
@@ -125,24 +125,18 @@ def train_run(
     else:
         prepared = em.prepare(particles, config)
         stages = jimnet.build_stages(config, network, prepared, mesh, cluster_key)
-    with open_checkpoints(folder / CHECKPOINTS) as checkpoints:
-        if resume and checkpoints.latest_step is not None:
-            saved = checkpoints.restore({"state": state, "memory": memory})
-            state = TrainState(*saved["state"])
-            memory = em.Memory(*(np.asarray(field) for field in saved["memory"]))
-            forget_after(folder / METRICS, int(state.step))
-        state, memory = loop.train(
-            network,
-            state,
-            memory,
-            stages,
-            key=step_key,
-            optimizer=optimizer,
-            mesh=mesh,
-            checkpoints=checkpoints,
-            log=loop.Log(folder / METRICS),
-            progress=progress,
-        )
+    state, memory = train_in_folder(
+        folder,
+        network,
+        state,
+        memory,
+        stages,
+        resume=resume,
+        key=step_key,
+        optimizer=optimizer,
+        mesh=mesh,
+        progress=progress,
+    )
     trained = network_of(network, state)
     if config.network.kind == "gumnet":
         return _finish_gumnet(config, trained, particles, folder)
@@ -204,7 +198,7 @@ def load_run(folder: str | Path) -> Run:
     memory = em.initial_memory(num_particles, config.network.num_classes, box)
     with open_checkpoints(folder / CHECKPOINTS) as checkpoints:
         saved = checkpoints.restore({"state": state, "memory": memory})
-    trained = network_of(network, TrainState(*saved["state"]))
+    trained = network_of(network, saved["state"])
     return Run(folder, config, trained, np.asarray(stack.data), provenance["voxel_size"])
 
 

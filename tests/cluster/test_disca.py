@@ -190,7 +190,7 @@ def test_unused_class_is_never_believed():
 
 
 def test_smoothed_targets_sum_to_one_over_the_classes_in_use():
-    targets, used = disca_steps._targets(np.array([0, 1]), 2, 4, CONFIG, iteration=0)
+    targets, used = disca_steps._targets(np.array([0, 1]), 4, CONFIG, iteration=0)
     share = 0.2 * 0.9
     np.testing.assert_allclose(
         targets, [[1 - share / 2, share / 2, 0, 0], [share / 2, 1 - share / 2, 0, 0]], rtol=1e-6
@@ -203,7 +203,7 @@ def test_new_head_learns_what_features_show():
     labels = np.arange(64) % 2
     features = generator.normal(size=(64, 8)).astype(np.float32)
     features[:, 0] += 6 * labels - 3
-    targets, used = disca_steps._targets(labels, 2, 3, CONFIG, iteration=0)
+    targets, used = disca_steps._targets(labels, 3, CONFIG, iteration=0)
     config = dataclasses.replace(CONFIG, head_epochs=40, head_rate=1e-2)
     head = disca_steps.fit_head(jax.random.key(0), features, targets, used, config)
     logits = features @ head["head.kernel"] + head["head.bias"]

@@ -45,7 +45,7 @@ def described(path, change):
         values = json.loads(file.metadata()["network"])
     change(values)
     text = json.dumps(values)
-    rewrite(path, network=text, sha256=weights._digest(text, arrays))
+    rewrite(path, network=text, sha256=weights.digest_arrays(text, arrays))
 
 
 def test_network_is_read_back_bit_by_bit(saved, tiny_jimnet):

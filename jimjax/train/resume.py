@@ -1,0 +1,53 @@
+"""Training with checkpoints and a log in a folder, and going on with what it holds."""
+
+from pathlib import Path
+from typing import Any
+
+from jimjax.models.functional import Network
+from jimjax.train import loop
+from jimjax.train.checkpoint import open_checkpoints
+from jimjax.train.loop import Stage
+from jimjax.train.records import forget_after
+from jimjax.train.state import TrainState
+
+METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+
+
+def train_in_folder(
+    folder: Path,
+    network: Network,
+    state: TrainState,
+    memory: Any,
+    stages: list[Stage],
+    *,
+    resume: bool,
+    **options: Any,
+) -> tuple[TrainState, Any]:
+    """Trains a network, saved in a folder as it goes.
+
+    Args:
+        folder: that exists.
+        network: static structure.
+        state: where to begin.
+        memory: likewise; see ``loop.train``.
+        stages: what to do.
+        resume: begin where the newest checkpoint in the folder is, if there is one.
+        **options: of ``loop.train``.
+
+    Returns:
+        The final state and memory.
+
+    Raises:
+        InputError: if the checkpoint is of another network or memory.
+        loop.TrainingError: if the loss stays non-finite.
+        Interrupted: after SIGTERM or SIGINT, once the state is saved.
+    """
+    log = loop.Log(folder / METRICS)
+    with open_checkpoints(folder / CHECKPOINTS) as checkpoints:
+        if resume and checkpoints.latest_step is not None:
+            saved = checkpoints.restore({"state": state, "memory": memory})
+            state, memory = saved["state"], saved["memory"]
+            forget_after(folder / METRICS, int(state.step))
+        return loop.train(
+            network, state, memory, stages, checkpoints=checkpoints, log=log, **options
+        )
