@@ -1,7 +1,7 @@
-"""From features to classes: principal axes, and a Gaussian mixture along them."""
+"""From features to classes: a mixture along their principal axes, or a linear map of them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jimjax.ops.mixture import Mixture
 MAX_ITERATIONS = 200  # of a mixture's fit
 TOLERANCE = 1e-4  # of the mean log-likelihood
 REGULARIZATION = 1e-4  # of variances along axes of which the first has variance 1
+LEAST_SPREAD = 1e-6  # of a class about its centre, in units of the features' largest
 
 
 class Axes(NamedTuple):
@@ -32,15 +33,66 @@ class Axes(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """What makes classes of features."""
+    """Classes as components of a mixture along principal axes.
+
+    Attributes:
+        axes: ``(d, p)``.
+        mixture: of k components in p dimensions.
+    """
 
     axes: Axes
     mixture: Mixture
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.mixture.means)
 
     def posterior(self, features: np.ndarray) -> np.ndarray:
         """Probabilities of the classes, ``(n, k)``, of features ``(n, d)``."""
         known = mixture.e_step(self.axes.project(features), self.mixture)
         return np.asarray(jnp.exp(known.log_responsibilities))
+
+
+class Linear(NamedTuple):
+    """Classes as the softmax of a linear map: a network's head, or the centres of k-means.
+
+    Attributes:
+        kernel: ``(d, k)``.
+        bias: ``(k,)``.
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray
+
+    @classmethod
+    def from_centres(cls, features: np.ndarray, labels: np.ndarray) -> Self:
+        """Classes of the nearest centre, as a mixture of spheres that share one variance.
+
+        Args:
+            features: ``(n, d)``.
+            labels: ``(n,)`` from 0, no class empty; their means are the centres.
+        """
+        features, labels = np.asarray(features, np.float64), np.asarray(labels)
+        members = np.eye(int(labels.max()) + 1)[labels]
+        centres = members.T @ features / members.sum(axis=0)[:, None]
+        from_own = np.mean((features - centres[labels]) ** 2)
+        variance = from_own + (LEAST_SPREAD * max(np.abs(features).max(), LEAST_SPREAD)) ** 2
+        # Of the squared distances, what all centres have in common cancels in the softmax.
+        kernel = (centres - centres.mean(axis=0)).T / variance
+        bias = -0.5 * (centres**2).sum(axis=1) / variance
+        return cls(kernel.astype(np.float32), (bias - bias.mean()).astype(np.float32))
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.bias)
+
+    def posterior(self, features: np.ndarray) -> np.ndarray:
+        """Probabilities of the classes, ``(n, k)``, of features ``(n, d)``."""
+        logits = features.astype(np.float64) @ self.kernel + self.bias
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def principal_axes(features: np.ndarray, num_axes: int) -> Axes:

@@ -1,5 +1,6 @@
 """What a network says of particles, some at a time."""
 
+import functools
 from typing import Any
 
 import jax
@@ -26,3 +27,9 @@ def describe(network: Network, volumes: np.ndarray) -> Any:
 @jax.jit
 def _describe(network: Network, volumes: jax.Array) -> Any:
     return functional.apply(network, volumes, train=False)[0]
+
+
+def num_features(network: Network, box: int) -> int:
+    """How many numbers a network describes a particle of a box by."""
+    volume = jax.ShapeDtypeStruct((1, box, box, box), jax.numpy.float32)
+    return jax.eval_shape(functools.partial(_describe, network), volume).features.shape[1]

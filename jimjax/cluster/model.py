@@ -8,8 +8,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from jimjax.cluster.assignment import Assignment, Axes
-from jimjax.cluster.features import describe
+from jimjax.cluster.assignment import Assignment, Axes, Linear
+from jimjax.cluster.features import describe, num_features
 from jimjax.data.columns import VOXEL_SIZE_TOLERANCE
 from jimjax.data.subtomograms import Subtomograms, normalize
 from jimjax.io.errors import InputError
@@ -25,13 +25,9 @@ from jimjax.ops.mixture import Mixture
 
 WEIGHTS, CLASSES = "weights.safetensors", "classes.safetensors"
 FORMAT, VERSION = "jimjax-classes", "1"
-RANKS = {
-    "origin": 1,
-    "directions": 2,
-    "log_weights": 1,
-    "means": 2,
-    "covariances": 3,
-}
+AXES = {"origin": 1, "directions": 2}  # ranks of what is kept of a mixture along axes
+MIXTURE = {"log_weights": 1, "means": 2, "covariances": 3}
+LINEAR = {"kernel": 2, "bias": 1}  # of a linear map
 
 
 class Model(NamedTuple):
@@ -44,13 +40,13 @@ class Model(NamedTuple):
     """
 
     weights: Weights
-    assignment: Assignment
+    assignment: Assignment | Linear
     contrast: Contrast
 
     @property
     def num_classes(self) -> int:
         """How many classes it knows."""
-        return len(self.assignment.mixture.means)
+        return self.assignment.num_classes
 
     def transform(self, particles: Subtomograms) -> np.ndarray:
         """Describes particles: ``(n, d)`` features.
@@ -87,8 +83,10 @@ def save_model(folder: str | Path, model: Model) -> None:
         model: what to write.
     """
     folder = Path(folder)
-    axes, mixture = model.assignment
-    named = axes._asdict() | mixture._asdict()
+    if isinstance(model.assignment, Linear):
+        named = model.assignment._asdict()
+    else:
+        named = model.assignment.axes._asdict() | model.assignment.mixture._asdict()
     arrays = {name: np.ascontiguousarray(array) for name, array in named.items()}
     metadata = {"format": FORMAT, "version": VERSION, "contrast": model.contrast}
     metadata["sha256"] = digest_arrays(metadata["contrast"], arrays)
@@ -131,22 +129,33 @@ def load_model(folder: str | Path) -> Model:
         Contrast
     ):
         raise InputError(f"{path}: damaged, its digest is another; copy it again")
-    axes = Axes(arrays["origin"], arrays["directions"])
-    mixture = Mixture(*(jnp.asarray(arrays[name]) for name in Mixture._fields))
-    return Model(weights, Assignment(axes, mixture), contrast)
+    return Model(weights, _assignment(arrays), contrast)
+
+
+def _assignment(arrays: dict[str, np.ndarray]) -> Assignment | Linear:
+    if set(arrays) == set(LINEAR):
+        return Linear(**arrays)
+    mixture = Mixture(**{name: jnp.asarray(arrays[name]) for name in MIXTURE})
+    return Assignment(Axes(**{name: arrays[name] for name in AXES}), mixture)
 
 
 def _check_arrays(path: Path, arrays: dict[str, np.ndarray], weights: Weights) -> None:
-    if {name: array.ndim for name, array in arrays.items()} != RANKS:
-        raise InputError(f"{path}: needs exactly the arrays {', '.join(RANKS)}")
-    num_axes, num_classes = arrays["directions"].shape[1], len(arrays["means"])
-    wanted = {
-        "origin": (weights.description.config.dense_width,),
-        "directions": (len(arrays["origin"]), num_axes),
-        "log_weights": (num_classes,),
-        "means": (num_classes, num_axes),
-        "covariances": (num_classes, num_axes, num_axes),
-    }
+    ranks = {name: array.ndim for name, array in arrays.items()}
+    num = num_features(weights.network, weights.description.config.box)
+    if ranks == LINEAR:
+        wanted = {"kernel": (num, len(arrays["bias"])), "bias": arrays["bias"].shape}
+    elif ranks == AXES | MIXTURE:
+        num_axes, num_classes = arrays["directions"].shape[1], len(arrays["means"])
+        wanted = {
+            "origin": (num,),
+            "directions": (num, num_axes),
+            "log_weights": (num_classes,),
+            "means": (num_classes, num_axes),
+            "covariances": (num_classes, num_axes, num_axes),
+        }
+    else:
+        kinds = (", ".join(kind) for kind in (AXES | MIXTURE, LINEAR))
+        raise InputError(f"{path}: needs exactly the arrays {' or '.join(kinds)}")
     for name, shape in wanted.items():
         if arrays[name].shape != shape or arrays[name].dtype != np.float32:
             raise InputError(f"{path}: '{name}' must be float32 of shape {shape}")

@@ -7,7 +7,14 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import davies_bouldin_score
 
 from jimjax.cluster import assignment
-from jimjax.cluster.assignment import Assignment, davies_bouldin, fit_labels, group, principal_axes
+from jimjax.cluster.assignment import (
+    Assignment,
+    Linear,
+    davies_bouldin,
+    fit_labels,
+    group,
+    principal_axes,
+)
 from jimjax.evaluate.clustering import clustering_accuracy
 
 KEY = jax.random.key(0)
@@ -116,3 +123,31 @@ def test_index_prefers_what_scikit_learn_prefers(clouds):
     shuffled = np.random.default_rng(1).permutation(labels)
     assert davies_bouldin(features, labels) < davies_bouldin(features, shuffled)
     assert davies_bouldin_score(features, labels) < davies_bouldin_score(features, shuffled)
+
+
+def test_nearest_centre_is_the_class_of_the_largest_probability(clouds):
+    features, labels = clouds
+    found = Linear.from_centres(features + 100, labels)  # far from the origin
+    centres = np.stack([features[labels == label].mean(axis=0) for label in range(3)])
+    points = np.random.default_rng(1).normal(size=(50, features.shape[1])) * 5
+    nearest = np.linalg.norm(points[:, None] - centres, axis=2).argmin(axis=1)
+    posterior = found.posterior(points + 100)
+    np.testing.assert_array_equal(posterior.argmax(axis=1), nearest)
+    np.testing.assert_allclose(posterior.sum(axis=1), 1, rtol=1e-6)
+
+
+def test_probabilities_of_centres_are_those_of_spheres_of_one_variance(clouds):
+    features, labels = clouds
+    found = Linear.from_centres(features, labels).posterior(features[:5])
+    centres = np.stack([features[labels == label].mean(axis=0) for label in range(3)])
+    variance = np.mean((features - centres[labels]) ** 2)
+    squares = ((features[:5, None] - centres) ** 2).sum(axis=2)
+    odds = np.exp(-(squares - squares.min(axis=1, keepdims=True)) / (2 * variance))
+    np.testing.assert_allclose(found, odds / odds.sum(axis=1, keepdims=True), atol=1e-5)
+
+
+def test_centres_of_identical_particles_are_finite():
+    same = np.full((6, 3), 7.0)
+    np.testing.assert_array_equal(
+        Linear.from_centres(same, np.zeros(6, int)).posterior(same), np.ones((6, 1))
+    )
