@@ -1,7 +1,8 @@
 """Makes the weights that come with jimjax: ``python -m benchmarks.weights NETWORK FILE``.
 
-NETWORK is jimnet, gumnet or yopo, of the small preset. All learn from random molecules alone;
-nothing is downloaded and no particle is read. An interrupted training goes on where it was.
+NETWORK is jimnet, gumnet, yopo, protonet or deepfinder, of the small preset. All learn from random
+molecules alone; nothing is downloaded and no particle is read. An interrupted training goes on
+where it was.
 """
 
 import argparse
@@ -14,10 +15,11 @@ import numpy as np
 import optax
 
 from jimjax.config import PretrainSection, RunConfig
+from jimjax.fewshot import pretraining as protonet
 from jimjax.mesh import data_mesh, replicate
 from jimjax.models.functional import Network
 from jimjax.models.weights import Description, Weights, save_weights
-from jimjax.train import yopo
+from jimjax.train import deepfinder, yopo
 from jimjax.train.loop import Stage
 from jimjax.train.recipes import RECIPES
 from jimjax.train.resume import train_in_folder
@@ -36,18 +38,20 @@ class Round(NamedTuple):
     Attributes:
         pretrain: steps, batch and family of molecules.
         decay: of the steps, the last over which the learning rate falls.
+        rate: the highest learning rate.
     """
 
     pretrain: PretrainSection
     decay: int
+    rate: float = RATE
 
     def build_optimizer(self) -> Optimizer:
         """Adam that warms up, goes on evenly and slows down."""
         hold = self.pretrain.steps - WARM_UP - self.decay
         pieces = [
-            optax.linear_schedule(0.0, RATE, WARM_UP),
-            optax.constant_schedule(RATE),
-            optax.cosine_decay_schedule(RATE, self.decay, FINAL_SHARE),
+            optax.linear_schedule(0.0, self.rate, WARM_UP),
+            optax.constant_schedule(self.rate),
+            optax.cosine_decay_schedule(self.rate, self.decay, FINAL_SHARE),
         ]
         return adam(optax.join_schedules(pieces, [WARM_UP, WARM_UP + hold]))
 
@@ -55,15 +59,20 @@ class Round(NamedTuple):
 # A Gum-Net first has to learn that there are rotations at all; noise comes later.
 GUM = PretrainSection(batch_size=32, snr_max=100.0, max_shift=0.1)
 YOPO = PretrainSection(steps=1000, batch_size=32, snr_max=10.0, max_shift=0.2)
+# 16 molecules, each seen four times.
+PROTONET = PretrainSection(steps=1000, batch_size=16, snr_min=0.02, snr_max=10.0, max_shift=0.2)
+DEEPFINDER = PretrainSection(steps=1000, batch_size=64, snr_max=10.0, max_shift=0.2)
 ROUNDS = {
+    "deepfinder": [Round(DEEPFINDER, decay=250, rate=3e-3)],
     "yopo": [Round(YOPO, decay=250)],
+    "protonet": [Round(PROTONET, decay=250)],
     "jimnet": [Round(PretrainSection(steps=2200, batch_size=16, snr_max=2.0), decay=400)],
     "gumnet": [
         Round(replace(GUM, steps=1000, snr_min=1.0), decay=100),
         Round(replace(GUM, steps=2500, snr_min=0.1), decay=700),
     ],
 }
-TRAINERS = {**RECIPES, "yopo": yopo}
+TRAINERS = {**RECIPES, "yopo": yopo, "protonet": protonet, "deepfinder": deepfinder}
 
 
 def draw_tilt_ranges() -> np.ndarray:

@@ -201,7 +201,10 @@ def _build(kind: type, values: dict[str, Any], path: str, prefix: str) -> Any:
             arguments[key] = _build(hint, value, path, f"{name}.")
         else:
             arguments[key] = _checked(hint, value, path, name)
-    return kind(**arguments)
+    try:
+        return kind(**arguments)
+    except ValueError as problem:
+        raise InputError(f"{path}: {problem}") from problem
 
 
 def _checked(hint: Any, value: Any, path: str, name: str) -> Any:
@@ -214,6 +217,10 @@ def _checked(hint: Any, value: Any, path: str, name: str) -> Any:
         if not isinstance(value, list) or not value:
             raise InputError(f"{path}: '{name}' must be a list, got {value!r}")
         return tuple(_checked(get_args(hint)[0], each, path, name) for each in value)
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise InputError(f"{path}: '{name}' must be true or false, got {value!r}")
+        return value
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or (hint is int and not isinstance(value, int)):
         wanted = "a whole number" if hint is int else "a number"
@@ -228,4 +235,6 @@ def _checked(hint: Any, value: Any, path: str, name: str) -> Any:
 def _toml(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
     return f'"{value}"' if isinstance(value, str) else repr(value)

@@ -15,6 +15,8 @@ from small_networks import steerable
 from jimjax.models import functional
 from jimjax.models.functional import Network
 from jimjax.models.jimnet import JimNet
+from jimjax.train import pretrained
+from jimjax.train.run import Prediction
 
 # Tests compile far more than they compute, and most of that is code generation: the optimiser of
 # LLVM, emitters that make fast loops slowly, and threads for which there is no core. XLA's own
@@ -104,3 +106,16 @@ def smooth_volumes() -> Callable[[int, int], np.ndarray]:
         return (centred / centred.std(axis=(1, 2, 3), keepdims=True)).astype(np.float32)
 
     return make
+
+
+@pytest.fixture
+def posed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Poses within classes that cost nothing, instead of those of a Jim-Net."""
+
+    def pose(weights: Any, particles: Any, labels: np.ndarray, *, seed: int) -> Prediction:
+        num = len(labels)
+        turns = np.tile(np.eye(3, dtype=np.float32), (num, 1, 1))
+        nothing = np.zeros((num, 0), np.float32)
+        return Prediction(labels, nothing, nothing, turns, np.zeros((num, 3)), np.ones(num))
+
+    monkeypatch.setattr(pretrained, "pose_classes", pose)

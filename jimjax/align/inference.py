@@ -14,8 +14,10 @@ from jimjax.models.functional import Network
 from jimjax.ops import fourier, resample
 from jimjax.ops.correlation import aligned_correlation
 from jimjax.ops.rotation import Pose, compose, super_fibonacci
+from jimjax.ops.wedge import wedge_mask
 
 FULL_TILT = (-90.0, 90.0)  # degrees; a reference has no missing wedge
+MAX_CORRELATION = 1 - 1e-6  # two volumes are never more alike than float32 can tell
 SCORING_MARGIN = 4  # voxels that the box of the correlation has beyond its cutoff
 
 
@@ -126,6 +128,35 @@ def encode_all(network: Network, volumes: np.ndarray, *, batch_size: int) -> Any
     return map_chunks(lambda rows: _encode(network, volumes[rows]), len(volumes), batch_size)
 
 
+def class_probabilities(
+    correlations: np.ndarray, tilt_ranges: np.ndarray, *, box: int, cutoff: float
+) -> np.ndarray:
+    """How probable each reference is, given how well particles correlate with it at their poses.
+
+    A particle is its reference times an unknown gain plus white noise of unknown variance, at best
+    both; then ``p(particle) ~ (1 - c^2)^(-m/2)`` for the m independent numbers that are compared,
+    and 1 where ``c < 0``, as the gain is not negative. That the poses were sought is left out.
+
+    Args:
+        correlations: ``(n, k)``.
+        tilt_ranges: ``(n, 2)`` degrees.
+        box: side of the particles, voxels.
+        cutoff: half side of the cube kept by the correlation, cycles per voxel.
+
+    Returns:
+        ``(n, k)``, of equal priors.
+    """
+    shape = (box,) * 3
+    band = fourier.bandpass_mask(shape, high=cutoff, norm="max") * fourier.hermitian_weights(shape)
+    ranges, groups = np.unique(np.asarray(tilt_ranges), axis=0, return_inverse=True)
+    counts = [float(jnp.sum(band * wedge_mask(shape, each))) for each in ranges]
+    numbers = np.asarray(counts)[groups.reshape(-1)]
+    squares = np.clip(correlations, 0, MAX_CORRELATION).astype(np.float64) ** 2
+    logits = -0.5 * numbers[:, None] * np.log1p(-squares)
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
 def refine(
     network: Network,
     references: np.ndarray,
@@ -164,7 +195,7 @@ def refine(
 
 @jax.jit
 def _describe_chunk(network: Network, volumes: jax.Array) -> Description:
-    (features, logits), _ = functional.apply(network, volumes, train=False, method="cluster")
+    (features, logits), _ = functional.describe(network, volumes, train=False)
     return Description(features, jax.nn.softmax(logits), _encode(network, volumes))
 
 

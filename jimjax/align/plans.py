@@ -56,6 +56,13 @@ PLAN: Plan = (
 )
 # What a network leaves to do: of some particles the class or the pose is still to be found.
 FINISH_PLAN: Plan = (Sweep(3.7, 1152, 0.095, 0.0475, 1), *_refine(3))
+# What classes leave to do, if the poses in them may be wrong.
+CLASSES_PLAN: Plan = (
+    Sweep(2.35, 576, 0.14, 0.07, 4),
+    Sweep(3.0, 576, 0.14, 0.07, 4),
+    Sweep(3.7, 1152, 0.095, 0.0475, 2),
+    *_refine(3),
+)
 REFERENCE_PLAN: Plan = (
     Sweep(3.7, 1152, 0.19, 0.0475, 1),
     Sweep(4.35, 2304, 0.095, 0.0475, 2),

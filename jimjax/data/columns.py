@@ -170,15 +170,23 @@ def annotations_of(
     """
     table.require(*ANGLES)
     rotations = rotation_from_relion(np.stack([table.floats(name) for name in ANGLES], axis=1))
-    labels = None
-    if CLASS in table.columns:
-        classes = table.ints(CLASS)
-        is_valid = (classes >= 1) & (classes <= np.iinfo(np.int32).max)
-        if not np.all(is_valid):
-            row = int(np.argmin(is_valid))
-            raise table.error(row, f"{CLASS} must count from 1, got {classes[row]}")
-        labels = (classes - 1).astype(np.int32)
+    labels = labels_of(table) if CLASS in table.columns else None
     return rotations.astype(np.float32), _shifts(table, voxel_size), labels
+
+
+def labels_of(table: star.ParticleTable) -> np.ndarray:
+    """Reads classes from 0, ``(n,)`` int32.
+
+    Raises:
+        InputError: if the column is missing, or a value is broken.
+    """
+    table.require(CLASS)
+    classes = table.ints(CLASS)
+    is_valid = (classes >= 1) & (classes <= np.iinfo(np.int32).max)
+    if not np.all(is_valid):
+        row = int(np.argmin(is_valid))
+        raise table.error(row, f"{CLASS} must count from 1, got {classes[row]}")
+    return (classes - 1).astype(np.int32)
 
 
 def _from_particles_or_optics(table: star.ParticleTable, name: str) -> np.ndarray | None:

@@ -23,6 +23,7 @@ from jimjax.data.columns import (
     HALF,
     ORIGINS,
     TILT_LIMITS,
+    VOXEL_SIZE_TOLERANCE,
     annotations_of,
     halves_of,
     header_voxel_size,
@@ -113,6 +114,28 @@ def load(
     _check_voxels(table, volumes, names)
     rotations, shifts, labels = annotations_of(table, size) if with_poses else (None, None, None)
     return Subtomograms(volumes, tilt_ranges, float(size), names, halves, rotations, shifts, labels)
+
+
+def check_scale(particles: Subtomograms, *, box: int, voxel_size: float, whose: str) -> None:
+    """Raises unless particles are of a box and voxel size.
+
+    Args:
+        particles: what came.
+        box: that is wanted, voxels.
+        voxel_size: that is wanted, angstrom.
+        whose: these are, for messages, such as "the model".
+
+    Raises:
+        InputError: see above.
+    """
+    own = particles.volumes.shape[-1]
+    if own != box:
+        raise InputError(f"{whose} is for boxes of {box} voxels, these have {own}")
+    if abs(particles.voxel_size / voxel_size - 1) > VOXEL_SIZE_TOLERANCE:
+        raise InputError(
+            f"{whose} is for {voxel_size:g} A per voxel, these particles are at "
+            f"{particles.voxel_size:g} A; rescale them, or correct their voxel size"
+        )
 
 
 def to_star(particles: Subtomograms, path: PathLike, *, stack_path: PathLike) -> None:

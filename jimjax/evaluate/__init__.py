@@ -1,6 +1,7 @@
 """Scores of classes and poses against a known truth; numpy only, float64."""
 
 from jimjax.evaluate.clustering import (
+    balanced_accuracy,
     clustering_accuracy,
     contingency_table,
     match_labels,
@@ -17,6 +18,7 @@ from jimjax.evaluate.summary import evaluate
 
 __all__ = [
     "PoseErrors",
+    "balanced_accuracy",
     "clustering_accuracy",
     "contingency_table",
     "evaluate",

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score, v_measure_score
+from sklearn.metrics import (
+    adjusted_rand_score,
+    homogeneity_completeness_v_measure,
+    normalized_mutual_info_score,
+)
 
-__all__ = ["clustering_accuracy", "contingency_table", "match_labels", "score_clustering"]
+__all__ = [
+    "balanced_accuracy",
+    "clustering_accuracy",
+    "contingency_table",
+    "match_labels",
+    "score_clustering",
+]
 
 
 def contingency_table(labels: np.ndarray, true_labels: np.ndarray) -> np.ndarray:
@@ -54,6 +64,27 @@ def clustering_accuracy(labels: np.ndarray, true_labels: np.ndarray) -> float:
     return float(table[rows, columns].sum() / table.sum())
 
 
+def balanced_accuracy(labels: np.ndarray, true_labels: np.ndarray) -> float:
+    """Scores the one-to-one naming that is best for classes, whatever their sizes.
+
+        accuracy = max over one-to-one maps m of mean_c share of class c that m gets right
+
+    Args:
+        labels: ``(n,)`` integers.
+        true_labels: ``(n,)`` integers.
+
+    Returns:
+        Share in (0, 1]; a constant prediction gets one over the number of true classes.
+
+    Raises:
+        ValueError: as :func:`contingency_table`.
+    """
+    table = contingency_table(labels, true_labels)
+    shares = table / table.sum(axis=0)
+    rows, columns = linear_sum_assignment(shares, maximize=True)
+    return float(shares[rows, columns].sum() / table.shape[1])
+
+
 def match_labels(labels: np.ndarray, reference_labels: np.ndarray, num_labels: int) -> np.ndarray:
     """Renumbers labels so that they agree with a reference as often as possible.
 
@@ -87,27 +118,35 @@ def match_labels(labels: np.ndarray, reference_labels: np.ndarray, num_labels: i
 
 
 def score_clustering(labels: np.ndarray, true_labels: np.ndarray) -> dict[str, float]:
-    """Scores a clustering by accuracy, adjusted Rand index and V-measure.
+    """Scores a clustering in the ways that are in use.
 
-    A constant prediction gets the share of the largest class as accuracy (1/K for K equal classes)
-    and 0 for the other two.
+    A constant prediction gets the share of the largest class as accuracy (1/K for K equal
+    classes), 1/K as balanced accuracy, and 0 for all others but completeness, which is 1.
 
     Args:
         labels: ``(n,)`` integers.
         true_labels: ``(n,)`` integers.
 
     Returns:
-        ``clustering_accuracy`` in (0, 1], ``ari`` (Hubert & Arabie 1985) in [-0.5, 1] and
-        ``v_measure`` (Rosenberg & Hirschberg 2007) in [0, 1].
+        ``clustering_accuracy`` and ``balanced_accuracy`` in (0, 1], ``ari`` (Hubert & Arabie 1985)
+        in [-0.5, 1], ``nmi`` in [0, 1] (Strehl & Ghosh 2002: over the geometric mean of both
+        entropies), ``homogeneity``, ``completeness`` and their harmonic mean ``v_measure``
+        (Rosenberg & Hirschberg 2007) in [0, 1].
 
     Raises:
         ValueError: as :func:`contingency_table`.
     """
     accuracy = clustering_accuracy(labels, true_labels)
+    homogeneity, completeness, v_measure = homogeneity_completeness_v_measure(true_labels, labels)
+    nmi = normalized_mutual_info_score(true_labels, labels, average_method="geometric")
     return {
         "clustering_accuracy": accuracy,
+        "balanced_accuracy": balanced_accuracy(labels, true_labels),
         "ari": float(adjusted_rand_score(true_labels, labels)),
-        "v_measure": float(v_measure_score(true_labels, labels)),
+        "nmi": float(nmi),
+        "homogeneity": float(homogeneity),
+        "completeness": float(completeness),
+        "v_measure": float(v_measure),
     }
 
 

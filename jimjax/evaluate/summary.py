@@ -45,7 +45,7 @@ def evaluate(
         groups: point group of each true class; see :func:`relative_pose_errors`.
 
     Returns:
-        ``clustering_accuracy``, ``ari``, ``v_measure``; ``rotation_error_mean``, ``_std``,
+        Those of :func:`score_clustering`; ``rotation_error_mean``, ``_std``,
         ``_median`` (Frobenius norm, 0 to 2 sqrt(2), chance 2.40), ``translation_error_mean``,
         ``_std`` (voxels); further ``rotation_error_median_degrees``,
         ``rotation_share_below_10_degrees``, ``rotation_share_below_20_degrees``, ``num_pairs`` and

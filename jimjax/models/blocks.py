@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from jimjax.ops.conv import conv3d
 from jimjax.ops.fourier import spectral_pool
@@ -194,6 +195,15 @@ def pool_to(x: jax.Array, keep: int, size: int) -> jax.Array:
     if x.shape[1] == size == keep:
         return x
     return jax.vmap(lambda volume: spectral_pool(volume, keep=keep, out=size))(x)
+
+
+def max_pool(maps: jax.Array) -> jax.Array:
+    """The highest of each 2^3 voxels of ``(batch, z, y, x, c)``, whose sides are even."""
+    for axis in (1, 2, 3):
+        pairs = maps.reshape(*maps.shape[:axis], -1, 2, *maps.shape[axis + 1 :])
+        first, second = (lax.index_in_dim(pairs, side, axis + 1, keepdims=False) for side in (0, 1))
+        maps = jnp.maximum(first, second)  # not jnp.max, whose gradient divides by counted ties
+    return maps
 
 
 def batch_norm(num_channels: int, momentum: float, rngs: nnx.Rngs) -> nnx.BatchNorm:

@@ -69,10 +69,22 @@ def apply(
     Returns:
         The method's result, and the statistics after the call.
     """
-    # copy: the statistics are mutated inside the trace of jax.grad.
-    module = nnx.merge(network.graphdef, network.params, network.stats, copy=True)
-    result = getattr(module, method)(*inputs, train=train)
-    return result, nnx.split(module, nnx.Param, ...)[2]
+    return _call(network, lambda module: getattr(module, method)(*inputs, train=train))
+
+
+def describe(network: Network, volumes: jax.Array, *, train: bool) -> tuple[Any, nnx.State]:
+    """Asks a network about particles by themselves, each one alone.
+
+    Args:
+        network: whose module has a method ``describe`` if calling it is about pairs.
+        volumes: ``(batch, z, y, x)``.
+        train: as of ``apply``.
+
+    Returns:
+        A tuple with ``features (batch, d)`` and what else the network has to say, and the
+        statistics after the call.
+    """
+    return _call(network, lambda module: getattr(module, "describe", module)(volumes, train=train))
 
 
 def replace_arrays(state: nnx.State, arrays: Mapping[str, jax.Array]) -> nnx.State:
@@ -103,3 +115,10 @@ def name_arrays(state: nnx.State) -> dict[str, Any]:
 def num_parameters(network: Network) -> int:
     """Counts the trainable numbers of a network."""
     return sum(leaf.size for leaf in jax.tree.leaves(network.params))
+
+
+def _call(network: Network, ask: Callable[[nnx.Module], Any]) -> tuple[Any, nnx.State]:
+    # copy: the statistics are mutated inside the trace of jax.grad.
+    module = nnx.merge(network.graphdef, network.params, network.stats, copy=True)
+    result = ask(module)
+    return result, nnx.split(module, nnx.Param, ...)[2]

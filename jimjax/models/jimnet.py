@@ -89,6 +89,18 @@ class FeatureMaps(NamedTuple):
     pooled: jax.Array
 
 
+class Described(NamedTuple):
+    """What Jim-Net says about single particles.
+
+    Attributes:
+        features: ``(batch, 2 embedding)``, F(x, x).
+        logits: ``(batch, num_classes)``.
+    """
+
+    features: jax.Array
+    logits: jax.Array
+
+
 class JimNet(nnx.Module):
     """Aligns source volumes to targets and assigns the sources to clusters."""
 
@@ -156,7 +168,7 @@ class JimNet(nnx.Module):
             rotation_logits=rotation_logits,
         )
 
-    def cluster(self, volumes: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+    def describe(self, volumes: jax.Array, *, train: bool) -> Described:
         """Describes volumes for clustering: F(x, x), in which no pose is needed.
 
         Args:
@@ -164,12 +176,12 @@ class JimNet(nnx.Module):
             train: whether batch norm uses this batch.
 
         Returns:
-            Features ``(batch, 2 embedding)`` and logits ``(batch, num_classes)``.
+            Features and logits of each.
         """
         _, coarse = self.coarse(volumes, train=train)
         _, fine = self.fine(volumes, train=train)
         features = self._embed(coarse, fine, train=train)
-        return features, self.head(features)
+        return Described(features, self.head(features))
 
     def encode(self, volumes: jax.Array, *, train: bool) -> Any:
         """What the coarse stage compares of volumes ``(batch, z, y, x)``; batch first."""

@@ -23,9 +23,13 @@ from safetensors.numpy import save
 from jimjax.io.errors import InputError
 from jimjax.io.files import open_input, replace_file
 from jimjax.models import functional
+from jimjax.models.autoencoder import Autoencoder3D, Autoencoder3DConfig
+from jimjax.models.deepfinder import DeepFinder, DeepFinderConfig
+from jimjax.models.edss3d import Edss3d, Edss3dConfig
 from jimjax.models.functional import Network
 from jimjax.models.gumnet import GumNet, GumNetConfig
 from jimjax.models.jimnet import JimNet, JimNetConfig
+from jimjax.models.protonet import ProtoNet, ProtoNetConfig
 from jimjax.models.yopo import Yopo, YopoConfig
 
 FORMAT, VERSION = "jimjax-weights", "1"
@@ -33,6 +37,10 @@ MODULES = {
     "jimnet": (JimNet, JimNetConfig),
     "gumnet": (GumNet, GumNetConfig),
     "yopo": (Yopo, YopoConfig),
+    "protonet": (ProtoNet, ProtoNetConfig),
+    "deepfinder": (DeepFinder, DeepFinderConfig),
+    "autoencoder": (Autoencoder3D, Autoencoder3DConfig),
+    "edss3d": (Edss3d, Edss3dConfig),
 }
 SHIPPED = "jimjax.weights"  # package that holds the files that come along
 MANIFEST = "sha256.json"
@@ -42,7 +50,15 @@ HEAD = "params.head."  # of a Jim-Net; depends on the number of classes
 NUM_SHOWN = 3  # names in a message
 
 Contrast = Literal["dark", "light"]
-NetworkConfig = JimNetConfig | GumNetConfig | YopoConfig
+NetworkConfig = (
+    JimNetConfig
+    | GumNetConfig
+    | YopoConfig
+    | ProtoNetConfig
+    | DeepFinderConfig
+    | Autoencoder3DConfig
+    | Edss3dConfig
+)
 
 
 @dataclass(frozen=True)
@@ -135,6 +151,26 @@ def load_weights(path: str | Path, *, box: int | None = None) -> Weights:
         if not np.isfinite(array).all():
             raise InputError(f"{path}: '{name}' is not finite")
     return Weights(description, _filled(outline, arrays))
+
+
+def read_arrays(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Reads a safetensors file; nothing in it is executed.
+
+    Returns:
+        Its metadata, perhaps none, and its arrays by name.
+
+    Raises:
+        InputError: if it cannot be read, or is no whole safetensors file.
+    """
+    with open_input(path):  # a regular file that may be read
+        pass
+    try:
+        with safe_open(path, framework="np") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return file.metadata() or {}, arrays
+    except SafetensorError as problem:
+        reason = str(problem).splitlines()[0]
+        raise InputError(f"{path}: not a whole safetensors file ({reason})") from problem
 
 
 def load_shipped(name: str, *, box: int | None = None) -> Weights:

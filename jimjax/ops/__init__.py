@@ -52,6 +52,7 @@ from jimjax.ops.matching2d import (
     soft_mutual_nearest,
 )
 from jimjax.ops.optics import ctf, electron_wavelength
+from jimjax.ops.principal_axes import normalize_pose, principal_pose
 from jimjax.ops.procrustes import nearest_rotation, paired_procrustes
 from jimjax.ops.refinement import RefinedPose, refine_pose
 from jimjax.ops.resample import (
@@ -197,7 +198,7 @@ __all__ = [  # noqa: RUF022 a table of contents: by subject, then module
     "correlation_peak",
     "pearson",
     "standardize",
-    # Finding poses: search, rotational_matching, refinement, fast_accurate
+    # Finding poses: search, rotational_matching, refinement, fast_accurate, principal_axes
     "Matches",
     "measured_mask",
     "pick_distinct",
@@ -208,6 +209,8 @@ __all__ = [  # noqa: RUF022 a table of contents: by subject, then module
     "RefinedPose",
     "refine_pose",
     "fast_accurate_matching",
+    "normalize_pose",
+    "principal_pose",
     # Feature maps: matching, matching2d, conv, isotropic
     "global_correlation",
     "l2_normalize",

@@ -108,6 +108,93 @@ def observe_molecules(
     return map_batch(pair, mesh)(per_molecule, tilt_ranges, jnp.full(num, size))
 
 
+def observe_views(
+    key: jax.Array,
+    tilt_ranges: jax.Array,
+    config: MoleculeConfig,
+    *,
+    box: int,
+    sign: float,
+    mesh: Mesh,
+) -> jax.Array:
+    """Draws molecules and observes each several times, always with noise and wedge.
+
+    Args:
+        key: seeds the batch.
+        tilt_ranges: ``(molecules, views, 2)`` degrees, of each observation.
+        config: the family; its share of clean sources is of no account.
+        box: side in voxels.
+        sign: -1 for dark protein, 1 for light.
+        mesh: devices to share the molecules; their number does not change the result.
+
+    Returns:
+        ``(molecules, views, z, y, x)``, normalised; poses and noise are independent.
+    """
+    num, num_views, _ = tilt_ranges.shape
+    size_key, molecule_key, pose_key, noise_key = jax.random.split(key, 4)
+    size = jax.random.uniform(size_key, (), minval=config.size_min, maxval=config.size_max)
+
+    def look(molecule: Phantom, pose_key: jax.Array, key: jax.Array, tilt: jax.Array) -> jax.Array:
+        view = sign * render(molecule, (box,) * 3, _draw_pose(pose_key, config, box))
+        return _observe(key, view, tilt, config)
+
+    def observe(keys: tuple[jax.Array, ...], tilts: jax.Array, size: jax.Array) -> jax.Array:
+        molecule = _draw(keys[0], config, box, size)
+        per_view = (jax.random.split(key, num_views) for key in keys[1:])
+        return jax.vmap(look, in_axes=(None, 0, 0, 0))(molecule, *per_view, tilts)
+
+    keys = tuple(jax.random.split(k, num) for k in (molecule_key, pose_key, noise_key))
+    return map_batch(observe, mesh)(keys, tilt_ranges, jnp.full(num, size))
+
+
+def draw_molecules(key: jax.Array, num: int, config: MoleculeConfig, *, box: int) -> Phantom:
+    """Draws molecules of all sizes of a family.
+
+    Args:
+        key: seeds them.
+        num: how many.
+        config: the family.
+        box: side in voxels that they are for.
+
+    Returns:
+        Phantoms, every array with ``num`` in front.
+    """
+
+    def draw(key: jax.Array) -> Phantom:
+        size_key, shape_key = jax.random.split(key)
+        size = jax.random.uniform(size_key, minval=config.size_min, maxval=config.size_max)
+        return _draw(shape_key, config, box, size)
+
+    return jax.vmap(draw)(jax.random.split(key, num))
+
+
+def observe_molecule(
+    key: jax.Array,
+    molecule: Phantom,
+    tilt_range: jax.Array,
+    config: MoleculeConfig,
+    *,
+    box: int,
+    sign: float,
+) -> jax.Array:
+    """Observes a molecule in a random pose, with noise and a missing wedge.
+
+    Args:
+        key: seeds pose, noise and signal-to-noise ratio.
+        molecule: what to observe.
+        tilt_range: ``(2,)`` degrees.
+        config: the family that it is observed as.
+        box: side in voxels.
+        sign: -1 for dark protein, 1 for light.
+
+    Returns:
+        ``(z, y, x)``, normalised.
+    """
+    pose_key, noise_key = jax.random.split(key)
+    volume = sign * render(molecule, (box,) * 3, _draw_pose(pose_key, config, box))
+    return _observe(noise_key, volume, tilt_range, config)
+
+
 def _draw(key: jax.Array, config: MoleculeConfig, box: int, size: jax.Array) -> Phantom:
     keys = jax.random.split(key, 5)
     num = config.num_blobs

@@ -13,7 +13,7 @@ from jimjax.data.subtomograms import Subtomograms
 from jimjax.io.errors import InputError
 from jimjax.models.weights import Weights
 from jimjax.train import em
-from jimjax.train.run import Run
+from jimjax.train.run import Prediction, Run, predict
 
 NUM_PER_CLASS = 50  # particles that references are begun with: as many as a first average needs
 ROUNDS = 2  # alignments and averages of that part, and of all particles after
@@ -41,12 +41,7 @@ def adopt(weights: Weights, particles: Subtomograms, *, num_classes: int, seed: 
             f"{len(particles)} particles are too few for {num_classes} classes; "
             f"give at least {2 * num_classes}"
         )
-    config = RunConfig(
-        seed=seed,
-        network=NetworkSection(num_classes=num_classes),
-        data=DataSection(contrast=weights.description.contrast),
-        cluster=ClusterSection(rounds=ROUNDS, num_proposals=NUM_PROPOSALS),
-    )
+    config = _configure(weights, num_classes, seed)
     prepared = em.prepare(particles, config)
     key, box = jax.random.key(seed), particles.volumes.shape[-1]
     num = len(particles)
@@ -55,3 +50,46 @@ def adopt(weights: Weights, particles: Subtomograms, *, num_classes: int, seed: 
     memory, _ = em.recluster(key, weights.network, prepared.select(part), memory, config)
     references = em.final_references(weights.network, prepared, memory, config)
     return Run(None, config, weights.network, references, particles.voxel_size)
+
+
+def pose_classes(
+    weights: Weights, particles: Subtomograms, labels: np.ndarray, *, seed: int = 0
+) -> Prediction:
+    """Poses of particles whose classes are known, each against the average of its own class.
+
+    Args:
+        weights: of a Jim-Net, as of ``adopt``.
+        particles: likewise.
+        labels: ``(n,)`` classes from 0.
+        seed: of which particles references are begun with.
+
+    Returns:
+        One row per particle; the particle of a class of one is where it is.
+    """
+    rows = np.arange(len(particles))
+    found = Prediction(
+        np.asarray(labels, np.int32),
+        np.eye(int(labels.max()) + 1, dtype=np.float32)[labels],
+        np.zeros((len(rows), 0), np.float32),
+        np.tile(np.eye(3, dtype=np.float32), (len(rows), 1, 1)),
+        np.zeros((len(rows), 3), np.float32),
+        np.ones(len(rows), np.float32),
+    )
+    for label in np.unique(labels):
+        members = rows[labels == label]
+        if len(members) < 2:
+            continue
+        own = particles.select(members)
+        posed = predict(adopt(weights, own, num_classes=1, seed=seed), own)
+        for name in ("rotations", "shifts", "correlations"):
+            getattr(found, name)[members] = getattr(posed, name)
+    return found
+
+
+def _configure(weights: Weights, num_classes: int, seed: int) -> RunConfig:
+    return RunConfig(
+        seed=seed,
+        network=NetworkSection(num_classes=num_classes),
+        data=DataSection(contrast=weights.description.contrast),
+        cluster=ClusterSection(rounds=ROUNDS, num_proposals=NUM_PROPOSALS),
+    )

@@ -9,8 +9,7 @@ import numpy as np
 
 from jimjax.align import inference
 from jimjax.config import RunConfig, read_config
-from jimjax.data.columns import VOXEL_SIZE_TOLERANCE
-from jimjax.data.subtomograms import Subtomograms, normalize
+from jimjax.data.subtomograms import Subtomograms, check_scale, normalize
 from jimjax.io import mrc
 from jimjax.io.errors import InputError
 from jimjax.mesh import data_mesh, replicate
@@ -52,7 +51,8 @@ class Prediction(NamedTuple):
 
     Attributes:
         labels: ``(n,)`` clusters from 0.
-        probabilities: ``(n, k)`` of the cluster head.
+        probabilities: ``(n, k)``, of the clusters: by how well the particle correlates with their
+            references, or, where ``cluster.method`` is "features", of the cluster head.
         features: ``(n, d)``, F(x, x).
         rotations: ``(n, 3, 3)``, carry the cluster's reference into the particle.
         shifts: ``(n, 3)``, ``(x, y, z)`` in voxels.
@@ -227,7 +227,8 @@ def predict(run: Run, particles: Subtomograms) -> Prediction:
             f"{run.folder}: a Gum-Net has no classes of its own; give it references with "
             "jimjax align --method gumnet"
         )
-    _check_match(run, particles)
+    box = run.references.shape[-1]
+    check_scale(particles, box=box, voxel_size=run.voxel_size, whose="the run")
     volumes, tilt_ranges = _inputs(particles)
     section = run.config.predict
     described = inference.describe(run.network, volumes, batch_size=section.batch_size)
@@ -242,8 +243,15 @@ def predict(run: Run, particles: Subtomograms) -> Prediction:
         cutoff=run.config.joint.cutoff,
     )
     labels, found = everything.best()
+    probabilities = inference.class_probabilities(
+        everything.correlations,
+        tilt_ranges,
+        box=volumes.shape[-1],
+        cutoff=run.config.joint.cutoff,
+    )
     if run.config.cluster.method == "features":
-        labels = described.probabilities.argmax(axis=1)
+        probabilities = described.probabilities
+        labels = probabilities.argmax(axis=1)
         rows = np.arange(len(labels))
         found = inference.Alignments(*(field[rows, labels] for field in everything))
     found = inference.refine(
@@ -258,7 +266,7 @@ def predict(run: Run, particles: Subtomograms) -> Prediction:
     )
     return Prediction(
         labels.astype(np.int32),
-        described.probabilities,
+        probabilities,
         described.features,
         found.rotations,
         found.shifts,
@@ -313,14 +321,3 @@ def _check_particles(config: RunConfig, particles: Subtomograms) -> None:
     box = particles.volumes.shape[-1]
     if config.network.preset == "paper" and box != 32:
         raise InputError(f"the paper preset needs a box of 32 voxels, the particles have {box}")
-
-
-def _check_match(run: Run, particles: Subtomograms) -> None:
-    box, wanted = particles.volumes.shape[-1], run.references.shape[-1]
-    if box != wanted:
-        raise InputError(f"the run was trained on boxes of {wanted} voxels, these have {box}")
-    if abs(particles.voxel_size / run.voxel_size - 1) > VOXEL_SIZE_TOLERANCE:
-        raise InputError(
-            f"the run was trained at {run.voxel_size:g} A per voxel, these particles are at "
-            f"{particles.voxel_size:g} A; rescale them, or correct their voxel size"
-        )

@@ -4,7 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from jimjax.align.inference import Alignments, align_to_all, describe, refine
+from jimjax.align.inference import (
+    Alignments,
+    align_to_all,
+    class_probabilities,
+    describe,
+    refine,
+)
 
 NUM, NUM_REFERENCES, BOX = 5, 2, 9
 OPTIONS = {"num_proposals": 2, "cutoff": 0.25}
@@ -130,3 +136,17 @@ def test_best_is_the_maximum_with_its_pose():
     np.testing.assert_array_equal(best.correlations, [0.5, 0.9])
     np.testing.assert_array_equal(best.rotations, [rotations[0, 1], rotations[1, 0]])
     np.testing.assert_array_equal(best.shifts, [shifts[0, 1], shifts[1, 0]])
+
+
+def test_class_probabilities_follow_their_formula_and_ignore_negative_correlations():
+    """Without a wedge and below Nyquist, (2 * 2 + 1)^3 = 125 numbers are compared."""
+    full = np.array([[-90.0, 90.0]], np.float32)
+    found = class_probabilities(np.array([[0.3, 0.2, -0.9]]), full, box=16, cutoff=2.1 / 16)
+    density = (1 - np.array([0.3, 0.2, 0.0]) ** 2) ** (-125 / 2)
+    np.testing.assert_allclose(found[0], density / density.sum(), rtol=1e-5)
+
+
+def test_perfect_correlations_give_numbers():
+    full = np.tile(np.float32([-60, 60]), (2, 1))
+    found = class_probabilities(np.ones((2, 3)), full, box=8, cutoff=0.25)
+    np.testing.assert_allclose(found, 1 / 3, rtol=1e-5)

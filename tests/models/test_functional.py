@@ -1,5 +1,7 @@
 """The seam to the network library: pure functions, also under transformations."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from flax import nnx
 
 from jimjax.models import functional
 from jimjax.models.blocks import Conv, batch_norm
+from jimjax.models.yopo import Yopo, YopoConfig
 
 NUM_CHANNELS = 3
 
@@ -145,3 +148,15 @@ def test_tree_mode_of_the_library_gives_the_same(key, volumes):
         found = jax.tree.leaves(run())
     for one, other in zip(expected, found, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_networks_of_pairs_describe_single_particles_as_others_do(tiny_jimnet, smooth_volumes):
+    volumes = smooth_volumes(2, 9)
+    found, _ = functional.describe(tiny_jimnet, volumes, train=False)
+    wanted, _ = functional.apply(tiny_jimnet, volumes, train=False, method="describe")
+    np.testing.assert_array_equal(found.features, wanted.features)
+    sizes = YopoConfig(box=9, size=7, widths=(2,), dense_width=3, num_classes=2)
+    yopo = functional.create(functools.partial(Yopo, sizes), jax.random.key(0))
+    found, _ = functional.describe(yopo, volumes, train=False)
+    wanted, _ = functional.apply(yopo, volumes, train=False)
+    np.testing.assert_array_equal(found.logits, wanted.logits)

@@ -116,7 +116,7 @@ def test_gradients_of_constant_volumes_are_finite(config, has_finite_gradients):
 
 @pytest.mark.parametrize("turn", QUARTER_TURNS, ids=["x", "y", "z"])
 def test_cluster_features_do_not_see_a_quarter_turn_of_an_odd_box(turn):
-    cluster, volumes = _compiled(STEERABLE, train=True, method="cluster"), _volumes(2)
+    cluster, volumes = _compiled(STEERABLE, train=True, method="describe"), _volumes(2)
     features, logits = cluster(volumes)
     turned = jax.vmap(resample.rotate, in_axes=(0, None))(volumes, turn)
     turned_features, turned_logits = cluster(turned)
@@ -125,14 +125,14 @@ def test_cluster_features_do_not_see_a_quarter_turn_of_an_odd_box(turn):
 
 
 def test_cluster_features_tell_different_volumes_apart():
-    features, _ = _compiled(STEERABLE, train=True, method="cluster")(_volumes(2))
+    features, _ = _compiled(STEERABLE, train=True, method="describe")(_volumes(2))
     assert np.max(np.abs(features[0] - features[1])) > 0.1
 
 
 def test_target_features_are_its_cluster_features():
     volumes = _volumes(2)
     found = _compiled(STEERABLE, train=False)(volumes[::-1], volumes)
-    features, _ = _compiled(STEERABLE, train=False, method="cluster")(volumes)
+    features, _ = _compiled(STEERABLE, train=False, method="describe")(volumes)
     np.testing.assert_allclose(found.target_features, features, atol=1e-5)
 
 

@@ -74,7 +74,7 @@ def test_gumnet_is_read_back(tmp_path):
 def test_jimnet_serves_another_box(saved):
     found = load_weights(saved, box=11)
     volumes = jax.ShapeDtypeStruct((2, 11, 11, 11), np.float32)
-    described = functools.partial(apply, found.network, train=False, method="cluster")
+    described = functools.partial(apply, found.network, train=False, method="describe")
     assert found.description.config.box == 11
     assert jax.eval_shape(described, volumes)[0][0].shape == (2, 8)
 

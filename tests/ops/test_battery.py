@@ -201,6 +201,8 @@ EXAMPLES = {
         ),
         (smooth(8, 8, 8), ops.rotate(smooth(8, 8, 8), POSE.rotation)),
     ),
+    "normalize_pose": (ops.normalize_pose, (VOLUME,)),
+    "principal_pose": (ops.principal_pose, (VOLUME,)),
     "global_correlation": (ops.global_correlation, FEATURES),
     "l2_normalize": (ops.l2_normalize, FEATURES[:1]),
     "local_correlation": (functools.partial(ops.local_correlation, radius=1), FEATURES),

@@ -168,12 +168,14 @@ def test_too_few_particles_are_an_error_that_says_how_many(particles, tmp_path):
 
 def test_box_of_other_size_is_an_error(trained, particles):
     small = dataclasses.replace(particles, volumes=particles.volumes[:, 2:-2, 2:-2, 2:-2])
-    with pytest.raises(InputError, match="trained on boxes of 16 voxels, these have 12"):
+    with pytest.raises(InputError, match="the run is for boxes of 16 voxels, these have 12"):
         predict(trained, small)
 
 
 def test_other_voxel_size_is_an_error(trained, particles):
-    with pytest.raises(InputError, match="trained at 10 A per voxel, these particles are at 12 A"):
+    with pytest.raises(
+        InputError, match="the run is for 10 A per voxel, these particles are at 12 A"
+    ):
         predict(trained, dataclasses.replace(particles, voxel_size=12.0))
 
 
