@@ -1,0 +1,1 @@
+"""Classes that are known by a few labelled particles each."""
