@@ -13,6 +13,7 @@ from jimjax.ops.mixture import Mixture
 MAX_ITERATIONS = 200  # of a mixture's fit
 TOLERANCE = 1e-4  # of the mean log-likelihood
 REGULARIZATION = 1e-4  # of variances along axes of which the first has variance 1
+TAUGHT_AXES = 16  # along which known classes are told apart
 LEAST_SPREAD = 1e-6  # of a class about its centre, in units of the features' largest
 
 
@@ -168,6 +169,26 @@ def fit_labels(rows: jax.Array, labels: np.ndarray) -> Mixture:
         tolerance=TOLERANCE,
         regularization=REGULARIZATION,
     )[0]
+
+
+def fit_probabilities(features: np.ndarray, probabilities: np.ndarray) -> Assignment:
+    """Fits a mixture with one covariance for all to classes that are known in part.
+
+    Args:
+        features: ``(n, d)``.
+        probabilities: ``(n, k)``, rows sum to 1.
+
+    Returns:
+        What tells the classes apart linearly, along the features' first ``TAUGHT_AXES`` axes.
+    """
+    axes = principal_axes(features, TAUGHT_AXES)
+    fitted = mixture.m_step(
+        jnp.asarray(axes.project(features)),
+        jnp.asarray(probabilities, jnp.float32),
+        covariance="tied",
+        regularization=REGULARIZATION,
+    )
+    return Assignment(axes, fitted)
 
 
 def davies_bouldin(rows: np.ndarray, labels: np.ndarray) -> float:

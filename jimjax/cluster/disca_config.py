@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from jimjax.cluster.components import Criterion
 from jimjax.models.weights import Contrast
 
 
@@ -14,6 +15,9 @@ class DiscaConfig:
         preset: sizes of the network, see ``models.yopo``.
         contrast: of the protein in the particles, "dark" or "light".
         candidates: numbers of classes to choose from.
+        criterion: what decides among them: "bic", the Bayesian information criterion, or
+            "left-out", how well particles are foreseen that were left out; see ``components``.
+        count_axes: principal axes of the features along which these are foreseen.
         iterations: at most.
         batch_size: particles per step; as many turned copies are beside them.
         learning_rate: of the first iteration.
@@ -31,6 +35,8 @@ class DiscaConfig:
     preset: Literal["small", "paper"] = "paper"
     contrast: Contrast = "dark"
     candidates: tuple[int, ...] = (5, 10, 20)
+    criterion: Criterion = "bic"
+    count_axes: int = 6
     iterations: int = 20
     batch_size: int = 64
     learning_rate: float = 1e-5
@@ -47,4 +53,4 @@ class DiscaConfig:
 
 def small() -> DiscaConfig:
     """For the small network: ten times the published learning rates, for a tenth of the steps."""
-    return DiscaConfig(preset="small", learning_rate=1e-4, head_rate=1e-2)
+    return DiscaConfig(preset="small", criterion="left-out", learning_rate=1e-4, head_rate=1e-2)

@@ -57,10 +57,23 @@ class Clusterer(abc.ABC):
                 "fewer classes"
             )
         self.model_ = self._fit(particles, folder, resume, progress)
-        self.features_ = self.transform(particles)
-        self.probabilities_ = self.model_.assignment.posterior(self.features_)
-        self.labels_ = self.probabilities_.argmax(axis=1).astype(np.int32)
+        self.features_, probabilities = self.model_.classify(particles)
+        self._keep(probabilities)
         return self
+
+    def learn(self, probabilities: np.ndarray, references: np.ndarray) -> None:
+        """Takes over what another method says of the particles that were fitted.
+
+        Args:
+            probabilities: ``(n, k)``, of its classes.
+            references: ``(k, z, y, x)``, their averages.
+        """
+        self.model_ = self.model_.taught(self.features_, probabilities, references)
+        self._keep(probabilities)
+
+    def _keep(self, probabilities: np.ndarray) -> None:
+        self.probabilities_ = probabilities
+        self.labels_ = probabilities.argmax(axis=1).astype(np.int32)
 
     def transform(self, particles: Subtomograms) -> np.ndarray:
         """Features of particles, ``(n, d)``."""

@@ -1,33 +1,63 @@
 """What clustering leaves behind: a network that describes particles, and classes of those."""
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from jimjax.cluster.assignment import Assignment, Axes, Linear
-from jimjax.cluster.features import describe, num_features
-from jimjax.data.columns import VOXEL_SIZE_TOLERANCE
+from jimjax.cluster.assignment import Assignment, Axes, Linear, fit_probabilities
+from jimjax.cluster.features import describe, num_features, prepare
+from jimjax.config import DataSection, NetworkSection, RunConfig
 from jimjax.data.subtomograms import Subtomograms, normalize
 from jimjax.io.errors import InputError
-from jimjax.io.files import open_input, replace_file
+from jimjax.io.files import replace_file
 from jimjax.models.weights import (
     Contrast,
     Weights,
     digest_arrays,
     load_weights,
+    read_arrays,
     save_weights,
 )
 from jimjax.ops.mixture import Mixture
+from jimjax.train.run import Prediction, Run, predict
 
 WEIGHTS, CLASSES = "weights.safetensors", "classes.safetensors"
 FORMAT, VERSION = "jimjax-classes", "1"
 AXES = {"origin": 1, "directions": 2}  # ranks of what is kept of a mixture along axes
 MIXTURE = {"log_weights": 1, "means": 2, "covariances": 3}
 LINEAR = {"kernel": 2, "bias": 1}  # of a linear map
+REFERENCES = {"references": 4}
+
+
+class References(NamedTuple):
+    """Classes as what particles of them look like.
+
+    Attributes:
+        references: ``(k, z, y, x)``, normalised, as dark or light as the network wants them.
+    """
+
+    references: np.ndarray
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.references)
+
+
+class Classified(NamedTuple):
+    """What a model says of particles.
+
+    Attributes:
+        features: ``(n, d)``.
+        probabilities: ``(n, k)``, of the classes.
+    """
+
+    features: np.ndarray
+    probabilities: np.ndarray
 
 
 class Model(NamedTuple):
@@ -35,12 +65,12 @@ class Model(NamedTuple):
 
     Attributes:
         weights: of a network that describes single particles.
-        assignment: of descriptions to classes.
+        assignment: of descriptions to classes, or references that a Jim-Net aligns particles to.
         contrast: of the particles; where it is not that of the weights, they are negated.
     """
 
     weights: Weights
-    assignment: Assignment | Linear
+    assignment: Assignment | Linear | References
     contrast: Contrast
 
     @property
@@ -48,31 +78,69 @@ class Model(NamedTuple):
         """How many classes it knows."""
         return self.assignment.num_classes
 
-    def transform(self, particles: Subtomograms) -> np.ndarray:
-        """Describes particles: ``(n, d)`` features.
+    def classify(self, particles: Subtomograms) -> Classified:
+        """Describes particles and says which classes they are of.
 
         Raises:
             InputError: if box or voxel size are not those it was made with.
         """
-        description = self.weights.description
-        box, wanted = particles.volumes.shape[-1], description.config.box
-        if box != wanted:
-            raise InputError(f"the model is for boxes of {wanted} voxels, these have {box}")
-        if abs(particles.voxel_size / description.voxel_size - 1) > VOXEL_SIZE_TOLERANCE:
-            raise InputError(
-                f"the model is for {description.voxel_size:g} A per voxel, these particles are "
-                f"at {particles.voxel_size:g} A; rescale them, or correct their voxel size"
-            )
-        sign = 1 if self.contrast == description.contrast else -1
-        return describe(self.weights.network, sign * normalize(particles.volumes)).features
+        if isinstance(self.assignment, References):
+            found = self.align(particles)
+            return Classified(found.features, found.probabilities)
+        features = self.transform(particles)
+        return Classified(features, self.assignment.posterior(features))
+
+    def align(self, particles: Subtomograms) -> Prediction:
+        """Classes and poses of particles, of a model whose classes are references.
+
+        Raises:
+            InputError: as of ``classify``.
+            ValueError: of another model.
+        """
+        if not isinstance(self.assignment, References):
+            raise ValueError("a model without references knows no poses")
+        volumes, description = self._volumes(particles), self.weights.description
+        config = RunConfig(
+            network=NetworkSection(num_classes=self.num_classes),
+            data=DataSection(contrast=description.contrast),
+        )
+        references = self.assignment.references
+        run = Run(None, config, self.weights.network, references, description.voxel_size)
+        return predict(run, dataclasses.replace(particles, volumes=volumes))
+
+    def transform(self, particles: Subtomograms) -> np.ndarray:
+        """Describes particles: ``(n, d)`` features; errors as of ``classify``."""
+        return describe(self.weights.network, self._volumes(particles)).features
 
     def predict_proba(self, particles: Subtomograms) -> np.ndarray:
-        """Probabilities of the classes, ``(n, k)``; errors as of ``transform``."""
-        return self.assignment.posterior(self.transform(particles))
+        """Probabilities of the classes, ``(n, k)``; errors as of ``classify``."""
+        return self.classify(particles).probabilities
 
     def predict(self, particles: Subtomograms) -> np.ndarray:
-        """The most probable class of each particle, ``(n,)``; errors as of ``transform``."""
+        """The most probable class of each particle, ``(n,)``; errors as of ``classify``."""
         return self.predict_proba(particles).argmax(axis=1).astype(np.int32)
+
+    def taught(
+        self, features: np.ndarray, probabilities: np.ndarray, references: np.ndarray
+    ) -> "Model":
+        """The model with classes that another method found of the particles it was made with.
+
+        Args:
+            features: ``(n, d)``, of ``transform``.
+            probabilities: ``(n, k)``, what the other method says of them.
+            references: ``(k, z, y, x)``, averages of its classes, with the particles' contrast.
+
+        Returns:
+            The same network; of features, classes are a mixture with one covariance for all,
+            fitted to the probabilities.
+        """
+        if isinstance(self.assignment, References):
+            sign = np.float32(1 if self.contrast == self.weights.description.contrast else -1)
+            return self._replace(assignment=References(sign * normalize(references)))
+        return self._replace(assignment=fit_probabilities(features, probabilities))
+
+    def _volumes(self, particles: Subtomograms) -> np.ndarray:
+        return prepare(self.weights, particles, self.contrast)
 
 
 def save_model(folder: str | Path, model: Model) -> None:
@@ -83,16 +151,22 @@ def save_model(folder: str | Path, model: Model) -> None:
         model: what to write.
     """
     folder = Path(folder)
-    if isinstance(model.assignment, Linear):
-        named = model.assignment._asdict()
+    assignment = model.assignment
+    if isinstance(assignment, Assignment):
+        named = assignment.axes._asdict() | assignment.mixture._asdict()
     else:
-        named = model.assignment.axes._asdict() | model.assignment.mixture._asdict()
+        named = assignment._asdict()
     arrays = {name: np.ascontiguousarray(array) for name, array in named.items()}
     metadata = {"format": FORMAT, "version": VERSION, "contrast": model.contrast}
     metadata["sha256"] = digest_arrays(metadata["contrast"], arrays)
     save_weights(folder / WEIGHTS, model.weights)
     with replace_file(folder / CLASSES) as stream:
         stream.write(save(arrays, metadata))
+
+
+def holds_model(folder: str | Path) -> bool:
+    """Whether a folder is one of ``save_model``."""
+    return (Path(folder) / CLASSES).is_file()
 
 
 def load_model(folder: str | Path) -> Model:
@@ -108,19 +182,11 @@ def load_model(folder: str | Path) -> Model:
         InputError: if the folder holds none, or a file is damaged.
     """
     folder = Path(folder)
-    if not (folder / CLASSES).is_file():
+    if not holds_model(folder):
         raise InputError(f"{folder}: holds no clusters (it has no {CLASSES})")
     weights = load_weights(folder / WEIGHTS)
     path = folder / CLASSES
-    with open_input(path):  # a regular file that may be read
-        pass
-    try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as problem:
-        reason = str(problem).splitlines()[0]
-        raise InputError(f"{path}: not a whole safetensors file ({reason})") from problem
+    metadata, arrays = read_arrays(path)
     if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
         raise InputError(f"{path}: not classes of this jimjax; cluster again")
     _check_arrays(path, arrays, weights)
@@ -132,17 +198,21 @@ def load_model(folder: str | Path) -> Model:
     return Model(weights, _assignment(arrays), contrast)
 
 
-def _assignment(arrays: dict[str, np.ndarray]) -> Assignment | Linear:
-    if set(arrays) == set(LINEAR):
-        return Linear(**arrays)
+def _assignment(arrays: dict[str, np.ndarray]) -> Assignment | Linear | References:
+    for kind, names in ((Linear, LINEAR), (References, REFERENCES)):
+        if set(arrays) == set(names):
+            return kind(**arrays)
     mixture = Mixture(**{name: jnp.asarray(arrays[name]) for name in MIXTURE})
     return Assignment(Axes(**{name: arrays[name] for name in AXES}), mixture)
 
 
 def _check_arrays(path: Path, arrays: dict[str, np.ndarray], weights: Weights) -> None:
     ranks = {name: array.ndim for name, array in arrays.items()}
-    num = num_features(weights.network, weights.description.config.box)
-    if ranks == LINEAR:
+    box = weights.description.config.box
+    num = num_features(weights.network, box)
+    if ranks == REFERENCES and weights.description.kind == "jimnet":
+        wanted = {"references": (len(arrays["references"]), box, box, box)}
+    elif ranks == LINEAR:
         wanted = {"kernel": (num, len(arrays["bias"])), "bias": arrays["bias"].shape}
     elif ranks == AXES | MIXTURE:
         num_axes, num_classes = arrays["directions"].shape[1], len(arrays["means"])
@@ -151,11 +221,15 @@ def _check_arrays(path: Path, arrays: dict[str, np.ndarray], weights: Weights) -
             "directions": (num, num_axes),
             "log_weights": (num_classes,),
             "means": (num_classes, num_axes),
-            "covariances": (num_classes, num_axes, num_axes),
+            "covariances": (len(arrays["covariances"]), num_axes, num_axes),
         }
+        if len(arrays["covariances"]) not in (1, num_classes):
+            raise InputError(f"{path}: needs a covariance for each class, or one for all")
     else:
-        kinds = (", ".join(kind) for kind in (AXES | MIXTURE, LINEAR))
-        raise InputError(f"{path}: needs exactly the arrays {' or '.join(kinds)}")
+        kinds = (", ".join(kind) for kind in (AXES | MIXTURE, LINEAR, REFERENCES))
+        raise InputError(
+            f"{path}: needs exactly the arrays {'; or '.join(kinds)}, the last for a Jim-Net"
+        )
     for name, shape in wanted.items():
         if arrays[name].shape != shape or arrays[name].dtype != np.float32:
             raise InputError(f"{path}: '{name}' must be float32 of shape {shape}")

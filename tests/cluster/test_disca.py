@@ -1,37 +1,25 @@
 """DISCA, tiny: what an iteration does, what a fit finds, keeps and resumes."""
 
 import dataclasses
-import functools
-import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter
+import small_blobs
+from small_blobs import BOX, LABELS, NUM, YOPO, StopAfter
 
-from jimjax.cluster import disca, disca_steps
+from jimjax.cluster import disca, disca_steps, self_labelling
 from jimjax.cluster.disca import Disca
 from jimjax.cluster.disca_config import DiscaConfig
 from jimjax.cluster.model import load_model, save_model
-from jimjax.data.subtomograms import Subtomograms
 from jimjax.evaluate.clustering import clustering_accuracy
 from jimjax.io.errors import InputError
 from jimjax.models import weights
 from jimjax.models.weights import Description, Weights
-from jimjax.models.yopo import YopoConfig
 from jimjax.progress import Interrupted
+from jimjax.train import yopo
 
-BOX, NUM = 12, 24
-SIZES = functools.partial(
-    YopoConfig,
-    size=8,
-    widths=(4, 6),
-    dense_width=8,
-    kernel="isotropic",
-    pools=("max", "mean", "std"),
-    momentum=0.9,
-)
 CONFIG = DiscaConfig(
     preset="small",
     candidates=(2,),
@@ -49,26 +37,13 @@ EITHER = dataclasses.replace(CONFIG, candidates=(2, 3))
 @pytest.fixture(scope="module", autouse=True)
 def _tiny_network():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(disca.PRESETS, "small", lambda box, num: SIZES(box=box, num_classes=num))
+        patch.setitem(disca.PRESETS, "small", small_blobs.yopo)
         yield
 
 
 @pytest.fixture(scope="module")
 def particles():
-    """Two kinds of particle, a small blob and a large one, and a little noise."""
-    generator = np.random.default_rng(0)
-    points = np.zeros((NUM, BOX, BOX, BOX))
-    points[(np.arange(NUM), *generator.integers(4, 8, (3, NUM)))] = 1
-    sizes = np.arange(NUM) % 2 + 1.0
-    blurred = np.stack([gaussian_filter(p, s) / s**-3 for p, s in zip(points, sizes, strict=True)])
-    volumes = -blurred + 0.1 * blurred.std() * generator.normal(size=blurred.shape)
-    return Subtomograms(
-        volumes=volumes.astype(np.float32),
-        tilt_ranges=np.tile(np.float32([-90, 90]), (NUM, 1)),
-        voxel_size=10.0,
-        names=tuple(f"{row + 1}@stack.mrcs" for row in range(NUM)),
-        halves=np.arange(NUM) % 2 + 1,
-    )
+    return small_blobs.two_sizes()
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +55,7 @@ def fitted(particles, tmp_path_factory):
 def test_blobs_of_two_sizes_are_two_classes(fitted):
     found, _ = fitted
     assert found.model_.num_classes == 2
-    assert clustering_accuracy(found.labels_, np.arange(NUM) % 2) == 1.0
+    assert clustering_accuracy(found.labels_, LABELS) == 1.0
     np.testing.assert_allclose(found.probabilities_.sum(axis=1), 1, rtol=1e-5)
 
 
@@ -99,20 +74,11 @@ def test_fit_is_a_function_of_the_seed(fitted, particles):
     assert np.any(other.transform(particles) != found.transform(particles))
 
 
-class _StopAfter:
-    def __init__(self, step):
-        self.step = step
-
-    def update(self, stage, step, num_steps, metrics):
-        if step == self.step:
-            signal.raise_signal(signal.SIGTERM)
-
-
 @pytest.mark.parametrize("step", [2, 3])  # within an iteration, at its end
 def test_interrupted_and_resumed_fit_is_the_uninterrupted_one(step, fitted, particles, tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(Interrupted, match=f"stopped at step {step} of 9"):
-        Disca(CONFIG).fit(particles, folder=folder, progress=_StopAfter(step))
+        Disca(CONFIG).fit(particles, folder=folder, progress=StopAfter(step))
     resumed = Disca(CONFIG).fit(particles, folder=folder, resume=True)
     np.testing.assert_array_equal(resumed.probabilities_, fitted[0].probabilities_)
 
@@ -132,7 +98,7 @@ def test_model_is_read_back(fitted, particles, tmp_path):
 
 
 def test_weights_are_begun_with_and_light_protein_is_negated(particles):
-    sizes = SIZES(box=BOX, num_classes=5)  # the head is not taken over
+    sizes = YOPO(box=BOX, num_classes=5)  # the head is not taken over
     donor = Weights(Description(sizes, "dark"), weights.build(sizes, jax.random.key(9)))
     short = dataclasses.replace(CONFIG, iterations=1, learning_rate=0.0)
     found = Disca(short, weights=donor).fit(particles)
@@ -190,7 +156,7 @@ def test_unused_class_is_never_believed():
 
 
 def test_smoothed_targets_sum_to_one_over_the_classes_in_use():
-    targets, used = disca_steps._targets(np.array([0, 1]), 4, CONFIG, iteration=0)
+    targets, used = disca_steps.smoothed(np.array([0, 1]), 4, CONFIG, iteration=0)
     share = 0.2 * 0.9
     np.testing.assert_allclose(
         targets, [[1 - share / 2, share / 2, 0, 0], [share / 2, 1 - share / 2, 0, 0]], rtol=1e-6
@@ -203,9 +169,16 @@ def test_new_head_learns_what_features_show():
     labels = np.arange(64) % 2
     features = generator.normal(size=(64, 8)).astype(np.float32)
     features[:, 0] += 6 * labels - 3
-    targets, used = disca_steps._targets(labels, 3, CONFIG, iteration=0)
-    config = dataclasses.replace(CONFIG, head_epochs=40, head_rate=1e-2)
-    head = disca_steps.fit_head(jax.random.key(0), features, targets, used, config)
+    lessons = disca_steps.smoothed(labels, 3, CONFIG, iteration=0)
+    head = self_labelling.fit_head(
+        jax.random.key(0),
+        features,
+        lessons,
+        disca_steps.categorical_hinge,
+        epochs=40,
+        batch_size=8,
+        rate=1e-2,
+    )
     logits = features @ head["head.kernel"] + head["head.bias"]
     assert np.mean(logits[:, :2].argmax(axis=1) == labels) > 0.95
 
@@ -215,17 +188,18 @@ def test_number_of_classes_may_be_chosen_and_change(particles):
     found = Disca(EITHER).fit(particles)
     assert found.model_.num_classes in EITHER.candidates
     assert found.model_.weights.description.config.num_classes == 3
-    two = clustering_accuracy(found.labels_, np.arange(NUM) % 2)
+    two = clustering_accuracy(found.labels_, LABELS)
     assert two >= 0.75  # the third, if any, is a part of one of them
 
 
 def test_recomputed_blocks_give_the_same_gradient_from_less(particles, monkeypatch):
     """One map of each block instead of what its convolution, ELU and batch norm were given."""
-    network = weights.build(SIZES(box=BOX, num_classes=2), jax.random.key(0))
+    network = weights.build(YOPO(box=BOX, num_classes=2), jax.random.key(0))
 
     def differentiate():
         def logits(params):
-            return disca_steps.classify(network._replace(params=params), particles.volumes)[0]
+            current = network._replace(params=params)
+            return yopo.classify(current, particles.volumes)[0].logits
 
         found, pull_back = jax.vjp(jax.jit(logits), network.params)
         kept = sum(leaf.size for leaf in jax.tree.leaves(pull_back) if leaf.ndim == 5)

@@ -1,0 +1,166 @@
+"""Clusters of the codes from which an autoencoder can draw particles again.
+
+Codes have to tell where a particle is and how it is turned as well as what it is, and k-means
+does not know which of it matters: in the principal frame (``normalize_pose``) there is less to
+tell.
+
+Reference: Zeng et al. 2018, J. Struct. Biol. 202. There particles are as they are; here each has
+zero mean and unit deviation, so that one learning rate and one weight of sparsity suit all.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.metrics import silhouette_score
+
+from jimjax.cluster.assignment import Linear
+from jimjax.cluster.autoencoder_config import AutoencoderConfig
+from jimjax.cluster.estimator import Clusterer
+from jimjax.cluster.features import describe
+from jimjax.cluster.model import Model
+from jimjax.data.batches import map_chunks
+from jimjax.data.subtomograms import Subtomograms, normalize
+from jimjax.io.errors import InputError
+from jimjax.models import autoencoder, functional
+from jimjax.models.autoencoder import Autoencoder3DConfig
+from jimjax.models.functional import Network
+from jimjax.models.weights import Contrast, Description, Weights, build, transplant
+from jimjax.ops import kmeans
+from jimjax.progress import Progress
+from jimjax.train.loop import TrainingError
+from jimjax.train.patience import Errors, Record, train_best
+
+PRESETS = {"small": autoencoder.small, "paper": autoencoder.paper}
+CONTRAST: Contrast = "light"  # that the network sees: protein is positive
+MAX_JUDGED = 5000  # particles of which silhouettes are taken
+CHUNK = 64  # particles at a time; has no influence on the result
+
+
+class Autoencoder(Clusterer):
+    """Clusters particles by k-means of the codes of an Autoencoder3D.
+
+    Args:
+        config: how.
+        weights: of an Autoencoder3D to begin with; random ones, as published, if None.
+        command: as typed, for the record in the folder.
+    """
+
+    def __init__(
+        self, config: AutoencoderConfig, *, weights: Weights | None = None, command: str = ""
+    ):
+        self.config, self._weights, self._command = config, weights, command
+
+    @property
+    def max_classes(self) -> int:
+        """The largest number of classes that it may find."""
+        return max(self.config.candidates)
+
+    def _fit(
+        self,
+        particles: Subtomograms,
+        folder: str | Path | None,
+        resume: bool,
+        progress: Progress | None,
+    ) -> Model:
+        config = self.config
+        sign = 1 if config.contrast == CONTRAST else -1
+        volumes = sign * normalize(particles.volumes)
+        description = Description(self._sizes(volumes.shape[-1]), CONTRAST, particles.voxel_size)
+        network = build(description.config, jax.random.key(config.seed))
+        if self._weights is not None:
+            network = transplant(_checked(self._weights), network)
+        record = None
+        if folder is not None:
+            record = Record(Path(folder), config, particles, self._command, resume)
+        errors = _make_errors(config.sparsity)
+        prepared = prepare(network, volumes)
+        network = train_best(
+            "autoencoder", network, prepared, errors, config, record=record, progress=progress
+        )
+        features = describe(network, volumes).features
+        if np.ptp(features, axis=0).max() == 0 < np.ptp(prepared, axis=0).max():
+            raise TrainingError(
+                "the autoencoder learned to describe all particles alike; lower learning_rate or "
+                "sparsity in the configuration, or choose another seed"
+            )
+        labels = group(
+            jax.random.key(config.seed), features, config.candidates, num_starts=config.num_starts
+        )
+        assignment = Linear.from_centres(features, labels)
+        return Model(Weights(description, network), assignment, config.contrast)
+
+    def _sizes(self, box: int) -> Autoencoder3DConfig:
+        try:
+            return PRESETS[self.config.preset](box, is_pose_normalized=self.config.normalize_pose)
+        except ValueError as problem:
+            raise InputError(f"particles of {box} voxels: {problem}") from problem
+
+
+def prepare(network: Network, volumes: np.ndarray) -> np.ndarray:
+    """Volumes ``(n, z, y, x)`` as a network that has a method ``prepare`` takes them."""
+
+    def ask(rows: np.ndarray) -> jax.Array:
+        return _prepare(network, volumes[rows])
+
+    return map_chunks(ask, len(volumes), min(CHUNK, len(volumes)))
+
+
+@jax.jit
+def _prepare(network: Network, volumes: jax.Array) -> jax.Array:
+    return functional.apply(network, volumes, train=False, method="prepare")[0]
+
+
+def group(
+    key: jax.Array, features: np.ndarray, candidates: tuple[int, ...], *, num_starts: int
+) -> np.ndarray:
+    """Divides features by k-means; of several numbers of classes, the best silhouette decides.
+
+    Args:
+        key: seeds the starts, and the choice of particles of which silhouettes are taken.
+        features: ``(n, d)``.
+        candidates: numbers of classes.
+        num_starts: of each k-means.
+
+    Returns:
+        ``(n,)`` int32 labels from 0; classes without particles are left out.
+
+    Reference: Rousseeuw 1987, Silhouettes.
+    """
+    found = []
+    for number in candidates:
+        start = jax.random.fold_in(key, number)
+        fit = kmeans.fit(start, jnp.asarray(features), num_clusters=number, num_init=num_starts)
+        labels = np.asarray(fit.labels)
+        found.append(np.unique(labels, return_inverse=True)[1].astype(np.int32))
+    if len(found) == 1:
+        return found[0]
+    chosen = np.asarray(jax.random.permutation(key, len(features)))[:MAX_JUDGED]
+    return max(found, key=lambda labels: _silhouette(features[chosen], labels[chosen]))
+
+
+def _silhouette(features: np.ndarray, labels: np.ndarray) -> float:
+    """Mean silhouette; 0, of a particle alone in its class, if there is one class or n of them."""
+    if not 1 < len(np.unique(labels)) < len(labels):
+        return 0.0
+    return float(silhouette_score(features, labels))
+
+
+def _make_errors(sparsity: float) -> Errors:
+    def errors(network: Network, prepared: jax.Array) -> jax.Array:
+        """Mean squared error of each particle drawn again, and the sum of its code."""
+        found, _ = functional.apply(network, prepared, train=True, method="reconstruct")
+        missed = jnp.mean((found.decoded - prepared) ** 2, axis=(1, 2, 3))
+        return missed + sparsity * jnp.sum(found.features, axis=1)  # ReLU: none is negative
+
+    return errors
+
+
+def _checked(weights: Weights) -> Weights:
+    if weights.description.contrast != CONTRAST:
+        raise InputError(
+            "weights of an autoencoder must be of light protein, these are of dark; it turns "
+            "dark particles over by itself"
+        )
+    return weights

@@ -1,0 +1,1 @@
+"""Which voxels belong to what: networks that segment particles."""
