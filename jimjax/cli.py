@@ -18,8 +18,10 @@ from jimjax.commands.benchmark import Benchmark
 from jimjax.commands.cluster import Cluster
 from jimjax.commands.demo import Demo
 from jimjax.commands.doctor import Doctor
+from jimjax.commands.edss3d import Edss3d
 from jimjax.commands.evaluate import Evaluate
 from jimjax.commands.export import Export
+from jimjax.commands.fewshot import FewShot
 from jimjax.commands.import_npz import Import
 from jimjax.commands.match import Match
 from jimjax.commands.predict import Predict
@@ -35,6 +37,8 @@ COMMANDS = {
     "align": Align,
     "refine": Refine,
     "cluster": Cluster,
+    "fewshot": FewShot,
+    "edss3d": Edss3d,
     "train": Train,
     "predict": Predict,
     "average": Average,

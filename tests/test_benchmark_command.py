@@ -10,7 +10,7 @@ from jimjax import cli
 from jimjax.align import fit as fitting
 from jimjax.align.plans import Nearby, Sweep
 from jimjax.cli import main
-from jimjax.commands import benchmark, benchmark_methods, benchmark_pairs
+from jimjax.commands import alignment_methods, alignment_pairs, benchmark_data
 from jimjax.data.phantom import demo_phantoms, render
 from jimjax.io import mrc
 from jimjax.ops import about_axis, point_group, resample, symmetrize
@@ -24,13 +24,13 @@ def tiny(monkeypatch):
     monkeypatch.setattr(cli, "prepare_jax", lambda: None)
     monkeypatch.setattr(fitting, "PLAN", SWEEPS)
     monkeypatch.setattr(fitting, "REFERENCE_PLAN", SWEEPS)
-    monkeypatch.setitem(benchmark.PRESETS, "small", benchmark.Preset(4, 3, None))
-    monkeypatch.setattr(benchmark_pairs, "NUM_PAIRS", 3)
-    monkeypatch.setattr(benchmark_pairs, "NUM_ROTATIONS", 72)
-    monkeypatch.setattr(benchmark, "NUM_PHANTOMS", 2)
-    monkeypatch.setattr(benchmark, "BOX", 16)
-    monkeypatch.setattr(benchmark, "VOXEL_SIZE", 24.0)
-    monkeypatch.setattr(benchmark, "MAX_SHIFT", 2.0)
+    monkeypatch.setitem(benchmark_data.PRESETS, "small", benchmark_data.Preset(4, 3, None))
+    monkeypatch.setattr(alignment_pairs, "NUM_PAIRS", 3)
+    monkeypatch.setattr(alignment_pairs, "NUM_ROTATIONS", 72)
+    monkeypatch.setattr(benchmark_data, "NUM_PHANTOMS", 2)
+    monkeypatch.setattr(benchmark_data, "BOX", 16)
+    monkeypatch.setattr(benchmark_data, "VOXEL_SIZE", 24.0)
+    monkeypatch.setattr(benchmark_data, "MAX_SHIFT", 2.0)
 
 
 def test_results_table_and_curves_are_written_once(tmp_path, capsys):
@@ -114,9 +114,9 @@ def test_symmetric_structure_is_scored_modulo_its_group(tmp_path, monkeypatch):
         )
 
     told = []
-    hide = benchmark_methods.Case.hide
+    hide = alignment_methods.Case.hide
     monkeypatch.setattr(
-        benchmark_methods.Case, "hide", lambda case, own: told.append(own) or hide(case, own)
+        alignment_methods.Case, "hide", lambda case, own: told.append(own) or hide(case, own)
     )
     monkeypatch.setattr(fitting, "fit", found)
     errors = {}

@@ -84,8 +84,6 @@ def ask_jimnet(
     Raises:
         InputError: if weights or run do not fit the particles.
     """
-    import numpy as np
-
     from jimjax.io.errors import InputError
     from jimjax.train.pretrained import adopt
     from jimjax.train.run import load_run, predict
@@ -103,10 +101,7 @@ def ask_jimnet(
         particles = dataclasses.replace(particles, volumes=-particles.volumes)
     num_classes = 1 if num_classes is None else num_classes
     run = adopt(loaded, particles, num_classes=num_classes, seed=seed)
-    prediction = predict(run, particles)
-    # The head knows other classes than these.
-    certain = np.eye(num_classes, dtype=np.float32)[prediction.labels]
-    return run, prediction._replace(probabilities=certain)
+    return run, predict(run, particles)
 
 
 def found_by(prediction: "Prediction", references: "np.ndarray") -> "Found":

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jimjax
 from jimjax.io.errors import InputError
@@ -70,6 +71,11 @@ def provenance(seed: int, **more: object) -> dict[str, object]:
         "seed": seed,
         **more,
     }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads what ``write_json`` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:

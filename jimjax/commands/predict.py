@@ -1,4 +1,4 @@
-"""``jimjax predict``: a class and a pose for each particle."""
+"""``jimjax predict``: a class for each particle, and a pose where the run knows it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ import tyro
 if TYPE_CHECKING:
     import numpy as np
 
+    from jimjax.cluster.model import Classified
     from jimjax.data.subtomograms import Subtomograms
     from jimjax.train.run import Prediction
 
@@ -17,15 +18,16 @@ FEATURES_SUFFIX = ".features.npz"
 
 @dataclass(frozen=True)
 class Predict:
-    """Classify and align particles with a trained run.
+    """Classify particles with a trained run, or a model of jimjax cluster or fewshot.
 
-    Writes a copy of the STAR file, with every column and block, in which class (rlnClassNumber),
-    angles (rlnAngle*, degrees) and origins (rlnOrigin*Angst, angstrom) are the network's, and
-    columns jimCorrelation and jimClassProbability are added. The features go to a file beside it,
+    A run of jimjax train, and a model of --method jimnet, align them as well. Writes a copy of
+    the STAR file, with every column and block, in which class (rlnClassNumber), angles
+    (rlnAngle*, degrees) and origins (rlnOrigin*Angst, angstrom) are the network's, and columns
+    jimCorrelation and jimClassProbability are added. The features go to a file beside it,
     classes.features.npz for classes.star.
 
     Attributes:
-        run_folder: folder that jimjax train made.
+        run_folder: folder that jimjax train, cluster or fewshot made.
         data: particle STAR file.
         out: STAR file to write.
         seed: deals the half sets, where the STAR file has no rlnRandomSubset.
@@ -56,13 +58,29 @@ class Predict:
             self.data, tilt_range=tilt_range, voxel_size=self.voxel_size, seed=self.seed
         )
 
-        from jimjax.train.run import load_run, predict
-
-        prediction = predict(load_run(self.run_folder), particles)
-        write_prediction(prediction, particles, self.data, self.out)
-        counts = np.bincount(prediction.labels, minlength=prediction.probabilities.shape[1])
+        found = self._ask(particles)
+        if hasattr(found, "rotations"):
+            write_prediction(found, particles, self.data, self.out)
+        else:
+            write_classes(particles, self.data, self.out, found.features, found.probabilities)
+        labels = found.probabilities.argmax(axis=1)
+        counts = np.bincount(labels, minlength=found.probabilities.shape[1])
         sizes = ", ".join(str(count) for count in counts)
         print(f"{len(particles)} particles in classes of {sizes}: {self.out}")
+
+    def _ask(self, particles: "Subtomograms") -> "Prediction | Classified":
+        from jimjax.cluster import model as clusters
+        from jimjax.fewshot import model as prototypes
+        from jimjax.train.run import load_run, predict
+
+        if prototypes.holds_model(self.run_folder):
+            return prototypes.load_model(self.run_folder).classify(particles)
+        if not clusters.holds_model(self.run_folder):
+            return predict(load_run(self.run_folder), particles)
+        model = clusters.load_model(self.run_folder)
+        if isinstance(model.assignment, clusters.References):
+            return model.align(particles)
+        return model.classify(particles)
 
 
 def features_path(out: Path) -> Path:
@@ -85,7 +103,7 @@ def write_prediction(
 
     from jimjax.commands.poses import write_poses
 
-    _write_features(out, prediction.features, prediction.labels, prediction.probabilities)
+    write_features(out, prediction.features, prediction.labels, prediction.probabilities)
     rows = np.arange(len(prediction.labels))
     write_poses(
         particles,
@@ -119,16 +137,17 @@ def write_classes(
     from jimjax.io.star import read_particles
 
     labels = probabilities.argmax(axis=1)
-    _write_features(out, features, labels, probabilities)
+    write_features(out, features, labels, probabilities)
     table = read_particles(data)
     columns = class_columns(particles, table, labels)
     columns["jimClassProbability"] = probabilities.max(axis=1)
     table.with_columns(columns).write(out)
 
 
-def _write_features(
+def write_features(
     out: Path, features: "np.ndarray", labels: "np.ndarray", probabilities: "np.ndarray"
 ) -> None:
+    """Writes what is known of the particles of a STAR file ``out`` to the file beside it."""
     import numpy as np
 
     from jimjax.io.files import replace_file

@@ -127,11 +127,12 @@ def _read_run(folder: Path) -> tuple[str, dict[str, object]]:
 
 
 def _history(folder: Path) -> list[dict[str, object]]:
-    """The training log in the report's words; the clock is no measurement."""
+    """The training log in the report's words, if anything was trained; the clock is left out."""
     from jimjax.report.page import read_history
+    from jimjax.train.resume import METRICS
 
     renamed = []
-    for entry in read_history(folder / "metrics.jsonl"):
+    for entry in read_history(folder / METRICS) if (folder / METRICS).exists() else []:
         kept = {name: value for name, value in entry.items() if name not in ("stage", "seconds")}
         renamed.append({"phase": entry.get("stage", "training"), **kept})
     return renamed

@@ -27,6 +27,7 @@ __all__ = [
     "draw_pose_errors",
     "draw_scatter",
     "draw_series",
+    "scatter_classes",
     "slice_image",
 ]
 
@@ -85,13 +86,16 @@ def draw_series(name: str, series: Mapping[str, tuple[np.ndarray, np.ndarray]], 
 
 
 def draw_scatter(
-    points: np.ndarray, explained: np.ndarray, labels: np.ndarray, true_labels: np.ndarray | None
+    points: np.ndarray,
+    names: tuple[str, str],
+    labels: np.ndarray,
+    true_labels: np.ndarray | None,
 ) -> str:
     """Draws features in two dimensions, coloured by class, shaped by the truth.
 
     Args:
-        points: ``(n, 2)`` projections on the first two principal components.
-        explained: ``(2,)`` shares of the variance.
+        points: ``(n, 2)``.
+        names: of the two axes.
         labels: ``(n,)`` predicted classes, 0-based.
         true_labels: ``(n,)`` 0-based, or None.
 
@@ -99,10 +103,29 @@ def draw_scatter(
         Inline SVG.
     """
     figure, axes = _new_figure(6.4, 4.2)
+    scatter_classes(axes, points, labels, true_labels)
+    handles = [
+        _marker(axes, "o", class_colour(label), f"predicted {label + 1}")
+        for label in np.unique(labels)
+    ]
+    if true_labels is not None:
+        handles += [
+            _marker(axes, TRUTH_MARKERS[shape % len(TRUTH_MARKERS)], MUTED, f"true {shape + 1}")
+            for shape in np.unique(true_labels)
+        ]
+    axes.set_xlabel(names[0])
+    axes.set_ylabel(names[1])
+    _add_legend(axes, handles=handles, outside=True)
+    return _as_svg(figure, f"Features of the particles in two dimensions, by {names[0]}")
+
+
+def scatter_classes(
+    axes: Axes, points: np.ndarray, labels: np.ndarray, true_labels: np.ndarray | None
+) -> None:
+    """Puts points ``(n, 2)`` onto axes; labels and true ones as of ``draw_scatter``."""
     shapes = np.zeros_like(labels) if true_labels is None else true_labels
-    handles = []
     for label in np.unique(labels):
-        for shape in np.unique(shapes):
+        for shape in np.unique(shapes[labels == label]):
             chosen = (labels == label) & (shapes == shape)
             axes.scatter(
                 *points[chosen].T,
@@ -112,16 +135,6 @@ def draw_scatter(
                 alpha=0.75,
                 linewidths=0,
             )
-        handles.append(_marker(axes, "o", class_colour(label), f"predicted {label + 1}"))
-    if true_labels is not None:
-        handles += [
-            _marker(axes, TRUTH_MARKERS[shape % len(TRUTH_MARKERS)], MUTED, f"true {shape + 1}")
-            for shape in np.unique(shapes)
-        ]
-    axes.set_xlabel(f"first principal component ({explained[0]:.0%} of the variance)")
-    axes.set_ylabel(f"second ({explained[1]:.0%})")
-    _add_legend(axes, handles=handles, outside=True)
-    return _as_svg(figure, "Features of the particles in two dimensions")
 
 
 def draw_fsc(curves: Mapping[int, np.ndarray], voxel_size: float | None, size: int | None) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jimjax.report import figures
+from jimjax.report.embedding import embed
 from jimjax.report.html import bar, escape, note, table
 
 __all__ = [
@@ -18,7 +19,6 @@ __all__ = [
     "run", "slices", "tiles", "training",
 ]  # fmt: skip
 
-MAX_SCATTER = 2000  # particles drawn in the scatter
 PLANES = (("xy", "x right, y up"), ("xz", "x right, z up"), ("yz", "y right, z up"))
 GRAY_PERCENTILES = (1, 99)
 SCALE_BARS = (10, 20, 50, 100, 200, 500, 1000, 2000)  # Angstrom
@@ -247,24 +247,27 @@ def confusion(labels: np.ndarray | None, true_labels: np.ndarray | None) -> str:
 def features(
     values: np.ndarray | None, labels: np.ndarray | None, true_labels: np.ndarray | None
 ) -> str:
-    """Draws the features on their first two principal components."""
+    """Draws the features on their first two principal components, and by t-SNE."""
     if values is None or labels is None:
         return note("No features were given.")
-    values = np.asarray(values, np.float64).reshape(len(values), -1)
-    chosen = np.arange(len(values))
-    if len(values) > MAX_SCATTER:
-        chosen = np.sort(np.random.default_rng(0).choice(len(values), MAX_SCATTER, replace=False))
-    centred = values[chosen] - values[chosen].mean(axis=0)
-    left, strengths, _ = np.linalg.svd(centred, full_matrices=False)
-    points, explained = np.zeros((len(chosen), 2)), np.zeros(2)
-    kept = min(2, strengths.size)
-    points[:, :kept] = left[:, :kept] * strengths[:kept]
-    explained[:kept] = strengths[:kept] ** 2 / max(np.sum(strengths**2), np.finfo(float).tiny)
-    truth = None if true_labels is None else np.asarray(true_labels)[chosen]
-    chart = figures.draw_scatter(points, explained, np.asarray(labels)[chosen], truth)
-    said = f"{len(chosen):,} of {len(values):,} particles. Colour is the predicted class"
+    if len(values) and np.size(values) == 0:
+        return note("The method describes no particle by features.")
+    laid = embed(values)
+    truth = None if true_labels is None else np.asarray(true_labels)[laid.rows]
+    shares = laid.explained
+    names = (
+        f"first principal component ({shares[0]:.0%} of the variance)",
+        f"second ({shares[1]:.0%})",
+    )
+    own = np.asarray(labels)[laid.rows]
+    charts = [figures.draw_scatter(laid.principal, names, own, truth)]
+    if laid.neighbours is not None:
+        charts.append(figures.draw_scatter(laid.neighbours, ("t-SNE", ""), own, truth))
+    said = f"{len(own):,} of {len(values):,} particles. Colour is the predicted class"
     said += "." if truth is None else ", shape the true one."
-    return f"<figure>{chart}<figcaption>{said}</figcaption></figure>"
+    if laid.neighbours is not None:
+        said += " In the second chart distances between groups mean nothing."
+    return f"<figure>{''.join(charts)}<figcaption>{said}</figcaption></figure>"
 
 
 def resolution(fsc: Sequence[np.ndarray | None], voxel_size: float | None, size: int | None) -> str:

@@ -1,4 +1,4 @@
-"""The benchmark's pairwise methods: one particle is aligned to another, and knows nothing else."""
+"""Pairwise methods of the benchmark: one particle is aligned to another, and knows nothing else."""
 
 import functools
 import time

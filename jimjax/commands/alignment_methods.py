@@ -1,4 +1,4 @@
-"""The methods that ``jimjax benchmark`` compares: each is given particles, and gives scores."""
+"""What ``jimjax benchmark alignment`` compares: methods that get particles and give scores."""
 
 import dataclasses
 import time
@@ -6,27 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jimjax.commands import benchmark_pairs
+from jimjax.commands import alignment_pairs
+from jimjax.commands.benchmark_data import Preset
 
 if TYPE_CHECKING:
     import numpy as np
 
     from jimjax.data.subtomograms import Subtomograms
-
-
-class Preset(NamedTuple):
-    """How much there is.
-
-    Attributes:
-        num_per_class: particles of each class to fit or train on.
-        num_fresh: particles of each class that nothing was fitted to.
-        pretrain_steps: of a Jim-Net of the paper's size; None for the small one with the weights
-            that come along, which is not trained any more.
-    """
-
-    num_per_class: int
-    num_fresh: int
-    pretrain_steps: int | None
 
 
 class Case(NamedTuple):
@@ -192,5 +178,5 @@ METHODS: dict[str, Callable[[Case], Measured]] = {
     "true-maps": _measure_true_maps,
     "jimnet": _measure_jimnet,
     "jimnet+em": _measure_jimnet_em,
-    **benchmark_pairs.METHODS,
+    **alignment_pairs.METHODS,
 }
