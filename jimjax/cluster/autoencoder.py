@@ -13,10 +13,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.metrics import silhouette_score
 
 from jimjax.cluster.assignment import Linear
 from jimjax.cluster.autoencoder_config import AutoencoderConfig
+from jimjax.cluster.centres import divide
 from jimjax.cluster.estimator import Clusterer
 from jimjax.cluster.features import describe
 from jimjax.cluster.model import Model
@@ -27,14 +27,12 @@ from jimjax.models import autoencoder, functional
 from jimjax.models.autoencoder import Autoencoder3DConfig
 from jimjax.models.functional import Network
 from jimjax.models.weights import Contrast, Description, Weights, build, transplant
-from jimjax.ops import kmeans
 from jimjax.progress import Progress
 from jimjax.train.loop import TrainingError
 from jimjax.train.patience import Errors, Record, train_best
 
 PRESETS = {"small": autoencoder.small, "paper": autoencoder.paper}
 CONTRAST: Contrast = "light"  # that the network sees: protein is positive
-MAX_JUDGED = 5000  # particles of which silhouettes are taken
 CHUNK = 64  # particles at a time; has no influence on the result
 
 
@@ -85,7 +83,7 @@ class Autoencoder(Clusterer):
                 "the autoencoder learned to describe all particles alike; lower learning_rate or "
                 "sparsity in the configuration, or choose another seed"
             )
-        labels = group(
+        labels = divide(
             jax.random.key(config.seed), features, config.candidates, num_starts=config.num_starts
         )
         assignment = Linear.from_centres(features, labels)
@@ -110,41 +108,6 @@ def prepare(network: Network, volumes: np.ndarray) -> np.ndarray:
 @jax.jit
 def _prepare(network: Network, volumes: jax.Array) -> jax.Array:
     return functional.apply(network, volumes, train=False, method="prepare")[0]
-
-
-def group(
-    key: jax.Array, features: np.ndarray, candidates: tuple[int, ...], *, num_starts: int
-) -> np.ndarray:
-    """Divides features by k-means; of several numbers of classes, the best silhouette decides.
-
-    Args:
-        key: seeds the starts, and the choice of particles of which silhouettes are taken.
-        features: ``(n, d)``.
-        candidates: numbers of classes.
-        num_starts: of each k-means.
-
-    Returns:
-        ``(n,)`` int32 labels from 0; classes without particles are left out.
-
-    Reference: Rousseeuw 1987, Silhouettes.
-    """
-    found = []
-    for number in candidates:
-        start = jax.random.fold_in(key, number)
-        fit = kmeans.fit(start, jnp.asarray(features), num_clusters=number, num_init=num_starts)
-        labels = np.asarray(fit.labels)
-        found.append(np.unique(labels, return_inverse=True)[1].astype(np.int32))
-    if len(found) == 1:
-        return found[0]
-    chosen = np.asarray(jax.random.permutation(key, len(features)))[:MAX_JUDGED]
-    return max(found, key=lambda labels: _silhouette(features[chosen], labels[chosen]))
-
-
-def _silhouette(features: np.ndarray, labels: np.ndarray) -> float:
-    """Mean silhouette; 0, of a particle alone in its class, if there is one class or n of them."""
-    if not 1 < len(np.unique(labels)) < len(labels):
-        return 0.0
-    return float(silhouette_score(features, labels))
 
 
 def _make_errors(sparsity: float) -> Errors:

@@ -10,7 +10,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from jimjax.cluster import autoencoder
-from jimjax.cluster.autoencoder import Autoencoder, group
+from jimjax.cluster.autoencoder import Autoencoder
 from jimjax.cluster.autoencoder_config import AutoencoderConfig
 from jimjax.cluster.model import load_model, save_model
 from jimjax.config import read_config, write_config
@@ -179,15 +179,6 @@ def test_as_many_classes_as_particles_are_possible(particles):
     assert np.isfinite(found.probabilities_).all()
     one = Autoencoder(dataclasses.replace(few, candidates=(1,))).fit(particles.select([0]))
     np.testing.assert_array_equal(one.labels_, [0])
-
-
-def test_silhouettes_choose_the_number_of_classes():
-    generator = np.random.default_rng(0)
-    labels = np.arange(60) % 3
-    features = 5 * np.eye(3)[labels] + generator.normal(size=(60, 3))
-    found = group(jax.random.key(0), features.astype(np.float32), (1, 2, 3, 4, 6), num_starts=5)
-    assert clustering_accuracy(found, labels) == 1.0
-    assert set(found) == {0, 1, 2}
 
 
 def test_configuration_is_read_back(tmp_path):

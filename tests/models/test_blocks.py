@@ -16,6 +16,7 @@ from jimjax.models.blocks import (
     DilatedStack,
     Extractor,
     ExtractorConfig,
+    max_pool,
     pool_to,
     spatial_max,
 )
@@ -196,3 +197,13 @@ def test_gradient_through_a_compiled_maximum_is_finite():
         return jnp.sum(normalised(pooled, (0,)) @ weights)  # 0, whatever the kernel
 
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(kernel), np.zeros((4, 1, 4)), atol=1e-2)
+
+
+def test_maximum_of_eight_voxels_and_its_gradient():
+    maps = jnp.arange(64.0).reshape(1, 4, 4, 4, 1)
+    np.testing.assert_array_equal(
+        max_pool(maps)[0, ..., 0], [[[21, 23], [29, 31]], [[53, 55], [61, 63]]]
+    )
+    gradient = jax.grad(lambda maps: max_pool(maps).sum())(maps)
+    np.testing.assert_array_equal(np.flatnonzero(gradient), [21, 23, 29, 31, 53, 55, 61, 63])
+    assert gradient.sum() == 8

@@ -3,13 +3,11 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.ndimage import correlate
 
 from jimjax.models import deepfinder, functional, weights
-from jimjax.models.blocks import max_pool
 from jimjax.models.deepfinder import DeepFinderConfig
 
 BOX = 8
@@ -105,16 +103,6 @@ def test_noise_of_a_batch_does_not_reach_answers_outside_training(network, volum
     np.testing.assert_allclose(
         ask(network, volumes).features[:2], ask(network, volumes[:2]).features, rtol=1e-5, atol=1e-6
     )
-
-
-def test_maximum_of_eight_voxels_and_its_gradient():
-    maps = jnp.arange(64.0).reshape(1, 4, 4, 4, 1)
-    np.testing.assert_array_equal(
-        max_pool(maps)[0, ..., 0], [[[21, 23], [29, 31]], [[53, 55], [61, 63]]]
-    )
-    gradient = jax.grad(lambda maps: max_pool(maps).sum())(maps)
-    np.testing.assert_array_equal(np.flatnonzero(gradient), [21, 23, 29, 31, 53, 55, 61, 63])
-    assert gradient.sum() == 8
 
 
 @pytest.mark.parametrize("config", [TINY, POOLED])
