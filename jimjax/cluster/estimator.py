@@ -10,6 +10,7 @@ from jimjax.cluster.model import Model
 from jimjax.data.subtomograms import Subtomograms
 from jimjax.io.errors import InputError
 from jimjax.progress import Progress
+from jimjax.train.run import Prediction
 
 
 class Clusterer(abc.ABC):
@@ -18,12 +19,14 @@ class Clusterer(abc.ABC):
     Attributes:
         model_: what is left of ``fit``, also to be saved and loaded, see ``cluster.model``.
         features_: ``(n, d)`` of the particles that were fitted.
+        poses_: of the particles that were fitted, where the method finds some.
         labels_: ``(n,)`` int32 classes of the particles that were fitted, from 0.
         probabilities_: ``(n, k)``, how probable each class is for them.
     """
 
     model_: Model
     features_: np.ndarray
+    poses_: Prediction | None
     labels_: np.ndarray
     probabilities_: np.ndarray
 
@@ -57,8 +60,10 @@ class Clusterer(abc.ABC):
                 "fewer classes"
             )
         self.model_ = self._fit(particles, folder, resume, progress)
-        self.features_, probabilities = self.model_.classify(particles)
-        self._keep(probabilities)
+        found = self.model_.classify(particles)
+        self.features_ = found.features
+        self.poses_ = found if isinstance(found, Prediction) else None
+        self._keep(found.probabilities)
         return self
 
     def learn(self, probabilities: np.ndarray, references: np.ndarray) -> None:

@@ -78,15 +78,14 @@ class Model(NamedTuple):
         """How many classes it knows."""
         return self.assignment.num_classes
 
-    def classify(self, particles: Subtomograms) -> Classified:
-        """Describes particles and says which classes they are of.
+    def classify(self, particles: Subtomograms) -> Classified | Prediction:
+        """Describes particles and says which classes they are of; with references, poses as well.
 
         Raises:
             InputError: if box or voxel size are not those it was made with.
         """
         if isinstance(self.assignment, References):
-            found = self.align(particles)
-            return Classified(found.features, found.probabilities)
+            return self.align(particles)
         features = self.transform(particles)
         return Classified(features, self.assignment.posterior(features))
 

@@ -173,8 +173,8 @@ class Cluster:
         """Poses of the particles within their classes."""
         from jimjax.commands.classes import pose
 
-        if self.method == "jimnet":
-            return method.model_.align(particles)
+        if method.poses_ is not None:
+            return method.poses_
         return pose(particles, method.labels_, contrast=self.contrast, seed=self.seed)
 
     def _write(self, method: "Clusterer", particles: "Subtomograms") -> None:

@@ -66,11 +66,13 @@ class Answer(NamedTuple):
         labels: ``(n,)``, classes.
         is_fresh: whether of the fresh particles; of those it was fitted to if not.
         features: ``(n, d)``, where other numbers of clusters are to be judged as well.
+        seconds: of the em, where others led to it.
     """
 
     labels: "np.ndarray"
     is_fresh: bool = True
     features: "np.ndarray | None" = None
+    seconds: float | None = None
 
 
 def _clusterer(case: Case, method: str, weights: str | None) -> "Clusterer":
@@ -134,16 +136,16 @@ def _finished(method: str) -> Callable[[Case], Answer]:
         from jimjax.train.pretrained import pose_classes
 
         found = _clusterer(case, method, None)
-        if method == "jimnet":
-            posed = found.model_.align(case.fitted)
-        else:
+        posed = found.poses_
+        if posed is None:
             weights = open_weights(None, "jimnet", case.fitted.volumes.shape[-1])
             posed = pose_classes(weights, case.fitted, found.labels_, seed=case.seed)
         options = dataclasses.replace(_options(case), num_classes=found.model_.num_classes)
         start = Start(found.labels_, posed.rotations, posed.shifts)
+        begun = time.monotonic()
         with open_progress() as progress:
             finished = fit(case.fitted, options, start=start, plan=CLASSES_PLAN, progress=progress)
-        return Answer(finished.labels, is_fresh=False)
+        return Answer(finished.labels, is_fresh=False, seconds=_since(begun))
 
     return run
 
@@ -318,19 +320,19 @@ def _measure_one(
     truth = fresh if found.is_fresh else fitted
     scores = score_clustering(found.labels, truth.labels)
     accuracy = scores.pop("clustering_accuracy")
-    swept = {}
+    more = {} if found.seconds is None else {"em_seconds": found.seconds}
     if found.features is not None:
         from jimjax.cluster.transfer import sweep
 
         rows = sweep(found.features, truth.labels, AUTO, seed=case.seed)
-        swept = {"sweep": [row._asdict() for row in rows]}
+        more["sweep"] = [row._asdict() for row in rows]
     return {
         "scored_on": "fresh" if found.is_fresh else "fitted",
         "accuracy": accuracy,
         **scores,
         "num_classes_found": len(set(found.labels.tolist())),
         "seconds": seconds,
-        **swept,
+        **more,
     }
 
 

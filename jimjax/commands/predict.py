@@ -77,10 +77,7 @@ class Predict:
             return prototypes.load_model(self.run_folder).classify(particles)
         if not clusters.holds_model(self.run_folder):
             return predict(load_run(self.run_folder), particles)
-        model = clusters.load_model(self.run_folder)
-        if isinstance(model.assignment, clusters.References):
-            return model.align(particles)
-        return model.classify(particles)
+        return clusters.load_model(self.run_folder).classify(particles)
 
 
 def features_path(out: Path) -> Path:
