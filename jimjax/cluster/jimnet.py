@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jimjax.cluster.assignment import group, principal_axes
+from jimjax.cluster.components import count_classes
 from jimjax.cluster.estimator import Clusterer
 from jimjax.cluster.features import describe
 from jimjax.cluster.jimnet_config import JimNetConfig
@@ -21,7 +21,7 @@ from jimjax.progress import Progress
 from jimjax.train.pretrained import adopt
 from jimjax.train.records import begin_folder, check_folder
 
-NUM_AXES, NUM_STARTS = 8, 5  # of the mixtures that count classes
+NUM_AXES, NUM_STARTS = 6, 5  # of the mixtures that count classes
 
 
 class JimNet(Clusterer):
@@ -71,8 +71,10 @@ class JimNet(Clusterer):
         return Model(weights, References(run.references), self.config.contrast)
 
     def _count(self, volumes: np.ndarray) -> int:
-        features = describe(self._weights.network, volumes).features
-        rows = principal_axes(features, NUM_AXES).project(features)
-        key = jax.random.key(self.config.seed)
-        labels = group(key, rows, self.config.candidates, num_starts=NUM_STARTS)
-        return int(labels.max()) + 1
+        return count_classes(
+            jax.random.key(self.config.seed),
+            describe(self._weights.network, volumes).features,
+            self.config.candidates,
+            num_axes=NUM_AXES,
+            num_starts=NUM_STARTS,
+        )

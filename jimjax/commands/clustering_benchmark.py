@@ -272,10 +272,11 @@ def results(folder: Path) -> list[dict[str, Any]]:
 
 
 def _applies(name: str, dataset: Dataset) -> bool:
-    """Taught classes are of equal size, and the em has to be told how many there are."""
+    """Taught classes are of equal size, and some methods have to be told how many there are."""
     if name in FEW_SHOT or name in TAUGHT:
         return dataset.name == "five"
-    return name not in ("em", "distilled") or dataset.name != "unknown-k"
+    is_told = name.startswith("pica") or name in ("em", "distilled")
+    return not is_told or dataset.name != "unknown-k"
 
 
 def _particles(
