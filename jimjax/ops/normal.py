@@ -126,19 +126,31 @@ def log_densities(x: jax.Array, means: jax.Array, covariances: jax.Array) -> jax
 
 def _distances(x: jax.Array, mean: jax.Array, covariance: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Squared Mahalanobis distance of each row, and half the log determinant."""
-    factor = _safe_cholesky(covariance)
-    whitened = solve_triangular(factor, (x - mean).T, lower=True)
-    return jnp.sum(whitened**2, axis=0), jnp.sum(jnp.log(jnp.diagonal(factor)))
+    whiten, log_volume = _whitening(covariance)
+    whitened = jnp.dot(x - mean, whiten, precision=lax.Precision.HIGHEST)
+    return jnp.sum(whitened**2, axis=1), log_volume
 
 
 def _tied_distances(
     x: jax.Array, means: jax.Array, covariance: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """As ``_distances``, ``(n, k)``: rows and means are whitened once, then subtracted."""
+    whiten, log_volume = _whitening(covariance)
+    whitened, centres = (
+        jnp.dot(each, whiten, precision=lax.Precision.HIGHEST) for each in (x, means)
+    )
+    squared = lax.map(lambda centre: jnp.sum((whitened - centre) ** 2, axis=1), centres)
+    return squared.T, log_volume
+
+
+def _whitening(covariance: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """W with ``W^T S W = I``, and half the log determinant of S.
+
+    A product of all rows with W takes a tenth of the time of a triangular solve for them.
+    """
     factor = _safe_cholesky(covariance)
-    whitened, centres = (solve_triangular(factor, each.T, lower=True) for each in (x, means))
-    squared = lax.map(lambda centre: jnp.sum((whitened - centre[:, None]) ** 2, axis=0), centres.T)
-    return squared.T, jnp.sum(jnp.log(jnp.diagonal(factor)))
+    inverse = solve_triangular(factor, jnp.eye(len(factor), dtype=factor.dtype), lower=True)
+    return inverse.T, jnp.sum(jnp.log(jnp.diagonal(factor)))
 
 
 def _diagonal_distances(x: jax.Array, means: jax.Array, variances: jax.Array) -> jax.Array:
@@ -150,9 +162,11 @@ def _diagonal_distances(x: jax.Array, means: jax.Array, variances: jax.Array) ->
 
 
 def _safe_cholesky(covariance: jax.Array) -> jax.Array:
-    """Factors S after adding what rounding may have taken away (relative 2 d eps)."""
+    """Factors S; where rounding has made it indefinite, with 2 d eps more on its diagonal."""
     slack = 2 * covariance.shape[-1] * jnp.finfo(covariance.dtype).eps
-    return jnp.linalg.cholesky(covariance + slack * jnp.diag(jnp.diagonal(covariance)))
+    tried = jnp.linalg.cholesky(lax.stop_gradient(covariance))
+    added = jnp.where(jnp.all(jnp.isfinite(tried)), 0, slack)
+    return jnp.linalg.cholesky(covariance + added * jnp.diag(jnp.diagonal(covariance)))
 
 
 def statistics(

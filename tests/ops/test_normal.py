@@ -173,3 +173,14 @@ def test_bad_responsibilities_and_kinds_are_named():
         normal.statistics(jnp.ones((5, 3)), jnp.ones((4, 2)))
     with pytest.raises(ValueError, match='"full", "diagonal", "tied", got \'round\''):
         normal.statistics(jnp.ones((5, 3)), jnp.ones((5, 2)), covariance="round")
+
+
+def test_nearly_flat_covariance_keeps_its_volume():
+    """Float32 knows an eigenvalue of 1e-5 to 1e-7 / 1e-5, half of that in nats."""
+    generator = np.random.default_rng(0)
+    axes = np.linalg.qr(generator.normal(size=(32, 32)))[0]
+    eigenvalues = np.geomspace(1e-5, 1, 32)
+    covariance = ((axes * eigenvalues) @ axes.T).astype(np.float32)
+    found = normal.log_densities(jnp.zeros((1, 32)), jnp.zeros((1, 32)), covariance[None])
+    wanted = -0.5 * (32 * np.log(2 * np.pi) + np.log(eigenvalues).sum())
+    np.testing.assert_allclose(found[0, 0], wanted, atol=0.03)
