@@ -24,7 +24,7 @@ PUBLISHED: dict[str, dict[float, float]] = {
     },
 }  # fmt: skip
 TITLES = {
-    "five": "Five classes of equal size; accuracy",
+    "five": "Five classes of equal size",
     "imbalanced": "Five classes among 82 % of background",
     "unknown-k": "Five classes, 2 to 10 to choose from",
 }
@@ -60,7 +60,7 @@ def make_table(results: Sequence[dict[str, Any]]) -> str:
     if snrs:
         heads = [f"SNR {snr:g}" for snr in snrs]
         lines += [
-            f"{TITLES['five']}",
+            f"{TITLES['five']}, accuracy",
             "",
             f"| method | scored on | {' | '.join(heads)} | seconds |",
         ]
