@@ -9,7 +9,13 @@ from jax.sharding import Mesh
 from jimjax.cluster.assignment import davies_bouldin, principal_axes
 from jimjax.cluster.components import divide
 from jimjax.cluster.disca_config import DiscaConfig
-from jimjax.cluster.self_labelling import Batch, Lessons, Method, fit_head, shuffled
+from jimjax.cluster.self_labelling import (
+    Batch,
+    Lessons,
+    Method,
+    head_for_other_classes,
+    shuffled,
+)
 from jimjax.data import batches
 from jimjax.mesh import map_batch
 from jimjax.models.functional import Network
@@ -45,21 +51,6 @@ def build_method(config: DiscaConfig, num_particles: int, mesh: Mesh, *, num_hea
         rows = principal_axes(features, config.num_axes).project(features)
         return davies_bouldin(rows, labels)
 
-    def new_head(
-        key: jax.Array, features: np.ndarray, lessons: Lessons, is_other: bool
-    ) -> dict[str, jax.Array]:
-        if not is_other:
-            return {}
-        return fit_head(
-            key,
-            features,
-            lessons,
-            categorical_hinge,
-            epochs=config.head_epochs,
-            batch_size=config.batch_size,
-            rate=config.head_rate,
-        )
-
     return Method(
         name="disca",
         iterations=config.iterations,
@@ -67,7 +58,7 @@ def build_method(config: DiscaConfig, num_particles: int, mesh: Mesh, *, num_hea
         group=lambda key, features, labels: divide(key, features, labels, config),
         judge=judge,
         teach=lambda labels, iteration: smoothed(labels, num_heads, config, iteration),
-        new_head=new_head,
+        new_head=head_for_other_classes(config, categorical_hinge),
         order=shuffled(num_particles, config.batch_size, config.seed),
         loss=_make_loss(config, mesh),
         most_changed=MOST_CHANGED,

@@ -19,13 +19,12 @@ from jimjax.cluster.jimnet_cluster_config import JimNetClusterConfig
 from jimjax.cluster.learner import Learner, Plan
 from jimjax.cluster.self_labelling import (
     Batch,
-    Lessons,
     Memory,
     Method,
     build_stage,
     certain,
     cross_entropy,
-    fit_head,
+    head_for_other_classes,
     initial_memory,
     shuffled,
 )
@@ -65,21 +64,6 @@ class JimNetCluster(Learner):
 
 
 def _build_method(config: JimNetClusterConfig, num_particles: int, *, num_heads: int) -> Method:
-    def new_head(
-        key: jax.Array, features: np.ndarray, lessons: Lessons, is_other: bool
-    ) -> dict[str, jax.Array]:
-        if not is_other:
-            return {}
-        return fit_head(
-            key,
-            features,
-            lessons,
-            cross_entropy,
-            epochs=config.head_epochs,
-            batch_size=config.batch_size,
-            rate=config.head_rate,
-        )
-
     return Method(
         name="jimnet-cluster",
         iterations=config.iterations,
@@ -87,7 +71,7 @@ def _build_method(config: JimNetClusterConfig, num_particles: int, *, num_heads:
         group=lambda key, features, labels: divide(key, features, labels, config),
         judge=None,
         teach=lambda labels, iteration: certain(labels, num_heads),
-        new_head=new_head,
+        new_head=head_for_other_classes(config, cross_entropy),
         order=shuffled(num_particles, config.batch_size, config.seed),
         loss=_loss,
     )

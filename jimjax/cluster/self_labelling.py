@@ -7,7 +7,7 @@ branch of Jim-Net do that; they differ in what a ``Method`` holds.
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +87,9 @@ class Memory(NamedTuple):
         return int(self.labels.max()) + 1
 
 
+NewHead = Callable[[jax.Array, np.ndarray, Lessons, bool], dict[str, jax.Array]]
+
+
 class Method(NamedTuple):
     """What such methods differ in.
 
@@ -113,7 +116,7 @@ class Method(NamedTuple):
     group: Callable[[jax.Array, np.ndarray, np.ndarray | None], np.ndarray]
     judge: Callable[[np.ndarray, np.ndarray], float] | None
     teach: Callable[[np.ndarray, int], Lessons]
-    new_head: Callable[[jax.Array, np.ndarray, Lessons, bool], dict[str, jax.Array]]
+    new_head: NewHead
     order: Callable[[np.ndarray, int], Iterator[np.ndarray]]
     loss: LossFunction
     most_changed: float | None = None
@@ -266,6 +269,35 @@ def fit_head(
     kernel = jax.nn.initializers.orthogonal()(head_key, shape)
     start = {"head.kernel": kernel, "head.bias": jnp.zeros(shape[1])}
     return _descend(start, features, lessons, np.stack(order), rate, score=score)
+
+
+class HeadConfig(Protocol):
+    """How a head is trained: epochs, particles per step, learning rate."""
+
+    head_epochs: int
+    batch_size: int
+    head_rate: float
+
+
+def head_for_other_classes(config: HeadConfig, score: Score) -> NewHead:
+    """The ``new_head`` of methods that keep theirs as long as there are as many classes."""
+
+    def new_head(
+        key: jax.Array, features: np.ndarray, lessons: Lessons, is_other: bool
+    ) -> dict[str, jax.Array]:
+        if not is_other:
+            return {}
+        return fit_head(
+            key,
+            features,
+            lessons,
+            score,
+            epochs=config.head_epochs,
+            batch_size=config.batch_size,
+            rate=config.head_rate,
+        )
+
+    return new_head
 
 
 @functools.partial(jax.jit, static_argnames="score")

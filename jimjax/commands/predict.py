@@ -58,8 +58,10 @@ class Predict:
             self.data, tilt_range=tilt_range, voxel_size=self.voxel_size, seed=self.seed
         )
 
+        from jimjax.train import run as runs
+
         found = self._ask(particles)
-        if hasattr(found, "rotations"):
+        if isinstance(found, runs.Prediction):
             write_prediction(found, particles, self.data, self.out)
         else:
             write_classes(particles, self.data, self.out, found.features, found.probabilities)

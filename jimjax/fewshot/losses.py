@@ -13,6 +13,7 @@ from jax import lax
 
 from jimjax.models import functional
 from jimjax.models.functional import Network
+from jimjax.train.losses import cross_entropy
 
 Method = Literal["protonet", "protonet-ce"]
 ATTENTION_WEIGHT = 2.0  # of the divergence; published
@@ -88,11 +89,6 @@ def class_logits(
     if method == "protonet":
         return plain_logits(prototypes, queries)
     return combined_logits(network, prototypes, queries).logits
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean over queries ``(n,)`` of minus the log probability of their class."""
-    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1))
 
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:

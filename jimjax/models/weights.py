@@ -5,11 +5,12 @@ and a description in JSON: which network, its configuration, what it was trained
 both tells a damaged file from a whole one.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -130,21 +131,15 @@ def load_weights(path: str | Path, *, box: int | None = None) -> Weights:
         InputError: if the file cannot be read, is none of ours, is damaged, or its arrays are not
             exactly those of the network that it describes.
     """
-    with open_input(path):  # a regular file that may be read
-        pass
-    try:
-        with safe_open(path, framework="np") as file:
-            description = _read_description(path, file.metadata() or {}, box)
-            try:
-                outline = functional.outline(_builder(description.config))
-            except (ValueError, TypeError, OverflowError) as problem:
-                raise InputError(f"{path}: describes no network: {problem}") from problem
-            _check_arrays(path, file, _named(outline))
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata()
-    except SafetensorError as problem:
-        reason = str(problem).splitlines()[0]
-        raise InputError(f"{path}: not a whole safetensors file ({reason})") from problem
+    with _open_safetensors(path) as file:
+        metadata = file.metadata() or {}
+        description = _read_description(path, metadata, box)
+        try:
+            outline = functional.outline(_builder(description.config))
+        except (ValueError, TypeError, OverflowError) as problem:
+            raise InputError(f"{path}: describes no network: {problem}") from problem
+        _check_arrays(path, file, _named(outline))
+        arrays = _arrays_of(file)
     if metadata.get("sha256") != digest_arrays(metadata["network"], arrays):
         raise InputError(f"{path}: damaged, its digest is another; copy or export it again")
     for name, array in arrays.items():
@@ -162,15 +157,25 @@ def read_arrays(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]
     Raises:
         InputError: if it cannot be read, or is no whole safetensors file.
     """
+    with _open_safetensors(path) as file:
+        return file.metadata() or {}, _arrays_of(file)
+
+
+@contextlib.contextmanager
+def _open_safetensors(path: str | Path) -> Iterator[Any]:
+    """Opens a safetensors file; what is broken in it is a mistake in the input."""
     with open_input(path):  # a regular file that may be read
         pass
     try:
         with safe_open(path, framework="np") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return file.metadata() or {}, arrays
+            yield file
     except SafetensorError as problem:
         reason = str(problem).splitlines()[0]
         raise InputError(f"{path}: not a whole safetensors file ({reason})") from problem
+
+
+def _arrays_of(file: Any) -> dict[str, np.ndarray]:
+    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def load_shipped(name: str, *, box: int | None = None) -> Weights:
