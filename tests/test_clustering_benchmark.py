@@ -95,6 +95,7 @@ def test_results_and_table_are_written_and_kept(seen, particles, tmp_path):
     results = json.loads((out / "results.json").read_text())["results"]
     assert len(results) == 15  # the em is not asked for a number of classes
     wanted = {"method", "dataset", "snr", "accuracy", "ari", "nmi", "v_measure", "seed", "seconds"}
+    wanted |= {"device"}
     assert all(wanted <= set(result) for result in results)
     constant = [r for r in results if r["method"] == "em" and r["dataset"] == "five"]
     assert {r["accuracy"] for r in constant} == {0.5}

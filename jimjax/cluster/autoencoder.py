@@ -30,6 +30,7 @@ from jimjax.models.weights import Contrast, Description, Weights, build, transpl
 from jimjax.progress import Progress
 from jimjax.train.loop import TrainingError
 from jimjax.train.patience import Errors, Record, train_best
+from jimjax.train.records import Origin
 
 PRESETS = {"small": autoencoder.small, "paper": autoencoder.paper}
 CONTRAST: Contrast = "light"  # that the network sees: protein is positive
@@ -71,7 +72,9 @@ class Autoencoder(Clusterer):
             network = transplant(_checked(self._weights), network)
         record = None
         if folder is not None:
-            record = Record(Path(folder), config, particles, self._command, resume)
+            record = Record(
+                Path(folder), Origin(config, particles, None, self._weights), self._command, resume
+            )
         errors = _make_errors(config.sparsity)
         prepared = prepare(network, volumes)
         network = train_best(

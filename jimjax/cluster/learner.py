@@ -21,7 +21,7 @@ from jimjax.models.weights import Contrast, Description, NetworkConfig, Weights,
 from jimjax.progress import Progress
 from jimjax.train import loop
 from jimjax.train.loop import Stage
-from jimjax.train.records import begin_folder, check_folder
+from jimjax.train.records import Origin, begin_folder, check_folder
 from jimjax.train.resume import train_in_folder
 from jimjax.train.state import Optimizer, initial_state, network_of
 
@@ -150,9 +150,10 @@ class Learner(Clusterer):
             state, memory = loop.train(network, state, memory, stages, **options)
             return network_of(network, state), memory
         folder = Path(folder)
-        check_folder(self.config, particles, None, folder, resume)
+        origin = Origin(self.config, particles, weights=self._weights)
+        check_folder(origin, folder, resume)
         if not resume:
-            begin_folder(self.config, particles, None, folder, self._command)
+            begin_folder(origin, folder, self._command)
         options["resume"] = resume
         state, memory = train_in_folder(folder, network, state, memory, stages, **options)
         return network_of(network, state), memory

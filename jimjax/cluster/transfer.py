@@ -25,7 +25,7 @@ from jimjax.cluster.transfer_config import TransferConfig
 from jimjax.data.subtomograms import Subtomograms
 from jimjax.models.weights import Weights
 from jimjax.progress import Progress
-from jimjax.train.records import begin_folder, check_folder
+from jimjax.train.records import Origin, begin_folder, check_folder
 
 NUM_STARTS = 10  # of k-means in a sweep
 
@@ -62,8 +62,10 @@ class Transfer(Clusterer):
             weights = weights._replace(description=scaled)
         volumes = prepare(weights, particles, config.contrast)
         if folder is not None:
-            check_folder(config, particles, None, Path(folder), resume)
-            begin_folder(config, particles, None, Path(folder), self._command)
+            origin = Origin(config, particles, weights=self._weights)
+            check_folder(origin, Path(folder), resume)
+            if not resume:
+                begin_folder(origin, Path(folder), self._command)
         features = describe(weights.network, volumes).features
         key = jax.random.key(config.seed)
         labels = divide(key, features, config.candidates, num_starts=config.num_starts)

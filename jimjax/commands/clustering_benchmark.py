@@ -310,12 +310,15 @@ def _measure_one(
     name: str, case: Case, fitted: "Subtomograms", fresh: "Subtomograms"
 ) -> dict[str, Any]:
     """Scores and seconds; the compilation of whatever was not compiled before is in them."""
+    import jax
+
     from jimjax.evaluate.clustering import score_clustering
 
+    device = jax.devices()[0].device_kind
     started = time.monotonic()
     if name in FEW_SHOT:
         scores = _measure_few_shot(name, case, fitted, fresh)
-        return scores | {"seconds": _since(started)}
+        return scores | {"seconds": _since(started), "device": device}
     found = TAUGHT[name](case, fitted) if name in TAUGHT else METHODS[name](case)
     seconds = _since(started)
     truth = fresh if found.is_fresh else fitted
@@ -333,6 +336,7 @@ def _measure_one(
         **scores,
         "num_classes_found": len(set(found.labels.tolist())),
         "seconds": seconds,
+        "device": device,
         **more,
     }
 

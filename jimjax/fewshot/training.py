@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from jimjax.cluster.features import describe, prepare
-from jimjax.data.subtomograms import Subtomograms, hash_arrays
+from jimjax.data.subtomograms import Subtomograms
 from jimjax.fewshot import losses
 from jimjax.fewshot.config import FewShotConfig
 from jimjax.fewshot.episodes import check_classes, draw_rows, score_episodes
@@ -30,7 +30,7 @@ from jimjax.train import loop
 from jimjax.train.loop import Stage
 from jimjax.train.molecules import observe_views
 from jimjax.train.pretraining import SIGNS
-from jimjax.train.records import begin_folder, check_folder
+from jimjax.train.records import Known, Origin, begin_folder, check_folder
 from jimjax.train.resume import train_in_folder
 from jimjax.train.state import Optimizer, TrainState, initial_state, network_of
 from jimjax.train.step import LossFunction, LossResult
@@ -81,12 +81,6 @@ class Memory(NamedTuple):
     waited: np.ndarray
 
 
-class Facts(NamedTuple):
-    """What else than volumes decides a training; takes a teacher's place in its record."""
-
-    fingerprint: str
-
-
 def train(
     config: FewShotConfig,
     weights: Weights,
@@ -129,10 +123,11 @@ def train(
         is_trained=is_trained,
     )
     if folder is not None:
-        facts = _facts(known, held_out, weights)
-        check_folder(config, base, facts, folder, resume)
+        known_of_others = () if held_out is None else held_out
+        origin = Origin(config, base, Known.of(known.labels, *known_of_others), weights)
+        check_folder(origin, folder, resume)
         if not resume:
-            begin_folder(config, base, facts, folder, command)
+            begin_folder(origin, folder, command)
     last, memory = _run_stages(
         config, weights.network, stages, mesh, folder=folder, resume=resume, progress=progress
     )
@@ -370,9 +365,3 @@ def _make_before_epoch(
         return state, judge(memory, current, accuracy), {"validation": accuracy}
 
     return before_epoch
-
-
-def _facts(known: Labelled, held_out: Labelled | None, weights: Weights) -> Facts:
-    others = () if held_out is None else held_out
-    begun = jax.tree.leaves((weights.network.params, weights.network.stats))
-    return Facts(hash_arrays(known.labels, *others, *begun))

@@ -88,6 +88,12 @@ class Weights(NamedTuple):
     description: Description
     network: Network
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash that tells one from another."""
+        arrays = {name: np.asarray(leaf) for name, leaf in _named(self.network).items()}
+        return digest_arrays(repr(self.description), arrays)
+
 
 def build(config: NetworkConfig, key: jax.Array) -> Network:
     """Builds an untrained network of a configuration."""

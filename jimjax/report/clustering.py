@@ -42,7 +42,8 @@ DIFFERENCES = (
     "class); few-shot classification is of two classes, where chance is 0.5, and is shown "
     "examples. Accuracy names classes in the most favourable one-to-one way. Mean ± standard "
     'deviation where there are several seeds; "fitted": scored on the particles that the method '
-    "was fitted to, without labels, all others on fresh ones."
+    "was fitted to, without labels, all others on fresh ones. Seconds are medians, as the first "
+    "run of a method compiles its programs."
 )
 
 
@@ -56,6 +57,7 @@ def make_table(results: Sequence[dict[str, Any]]) -> str:
         Accuracies over the noise, then all scores of each data set.
     """
     lines = []
+    devices = sorted({r["device"] for r in results if "device" in r})
     snrs = sorted({r["snr"] for r in results if r["dataset"] == "five"}, reverse=True)
     if snrs:
         heads = [f"SNR {snr:g}" for snr in snrs]
@@ -81,7 +83,8 @@ def make_table(results: Sequence[dict[str, Any]]) -> str:
             "|---" * (len(COLUMNS) + 3) + "|",
             *(_scores(own) for own in _methods(chosen, dataset)),
         ]
-    return "\n".join([*lines, "", DIFFERENCES, ""])
+    measured_on = [f"Measured on: {', '.join(devices)}."] if devices else []
+    return "\n".join([*lines, "", DIFFERENCES, *measured_on, ""])
 
 
 def draw_curves(results: Sequence[dict[str, Any]], path: Path) -> None:
@@ -127,6 +130,8 @@ def _spread(own: list[dict[str, Any]], name: str) -> str:
     values = [r[name] for r in own if name in r]
     if not values:
         return "-"
-    digits = 3 if name not in ("seconds", "num_classes_found") else 0
+    if name == "seconds":
+        return f"{np.median(values):.0f}"
+    digits = 0 if name == "num_classes_found" else 3
     text = f"{np.mean(values):.{digits}f}"
     return f"{text} ± {np.std(values):.{digits}f}" if len(values) > 1 else text

@@ -33,6 +33,7 @@ from jimjax.ops.principal_axes import principal_pose
 from jimjax.progress import Progress
 from jimjax.segment.edss3d_config import Edss3dTraining
 from jimjax.train.patience import Errors, Record, train_best
+from jimjax.train.records import Origin
 
 PRESETS = {"small": edss3d.small, "paper": edss3d.paper}
 CHUNK = 32  # particles at a time; has no influence on the result
@@ -156,7 +157,7 @@ def teach(
     errors = _make_errors(_weights_of(lesson.channels, training))
     record = None
     if folder is not None:
-        record = Record(Path(folder), training, particles, command, resume, lesson)
+        record = Record(Path(folder), Origin(training, particles, lesson), command, resume)
     network = train_best(
         "edss3d", network, examples, errors, training, record=record, progress=progress
     )

@@ -10,14 +10,13 @@ import numpy as np
 import optax
 
 from jimjax.data.batches import index_batches, map_chunks, num_batches
-from jimjax.data.subtomograms import Subtomograms
 from jimjax.io.errors import InputError
 from jimjax.mesh import data_mesh, replicate
 from jimjax.models.functional import Network
 from jimjax.progress import Progress
 from jimjax.train import loop
 from jimjax.train.loop import Stage
-from jimjax.train.records import begin_folder, check_folder
+from jimjax.train.records import Origin, begin_folder, check_folder
 from jimjax.train.resume import train_in_folder
 from jimjax.train.state import Optimizer, TrainState, initial_state, network_of
 from jimjax.train.step import LossResult
@@ -71,19 +70,15 @@ class Record(NamedTuple):
 
     Attributes:
         folder: where checkpoints and a log are kept.
-        config: dataclass of all settings.
-        particles: that were given.
+        origin: what the run is made of.
         command: as typed.
         resume: go on with what the folder holds.
-        teacher: what was learned besides, with a ``fingerprint``, if anything.
     """
 
     folder: Path
-    config: Any
-    particles: Subtomograms
+    origin: Origin
     command: str = ""
     resume: bool = False
-    teacher: Any = None
 
 
 def check_schedule(schedule: Schedule) -> None:
@@ -144,10 +139,9 @@ def train_best(
     if record is None:
         state, memory = loop.train(network, state, memory, [stage], **options)
     else:
-        made_of = record.config, record.particles, record.teacher, record.folder
-        check_folder(*made_of, record.resume)
+        check_folder(record.origin, record.folder, record.resume)
         if not record.resume:
-            begin_folder(*made_of, record.command)
+            begin_folder(record.origin, record.folder, record.command)
         options["resume"] = record.resume
         state, memory = train_in_folder(record.folder, network, state, memory, [stage], **options)
     # The last epoch was not judged yet, unless training ended before it.

@@ -8,9 +8,11 @@ features, aligned and averaged (``em.recluster``); then all of them are.
 import jax
 import numpy as np
 
+from jimjax.align.references import Particles
 from jimjax.config import ClusterSection, DataSection, NetworkSection, RunConfig
 from jimjax.data.subtomograms import Subtomograms
 from jimjax.io.errors import InputError
+from jimjax.models.functional import Network
 from jimjax.models.weights import Weights
 from jimjax.train import em
 from jimjax.train.run import Prediction, Run, predict
@@ -42,13 +44,7 @@ def adopt(weights: Weights, particles: Subtomograms, *, num_classes: int, seed: 
             f"give at least {2 * num_classes}"
         )
     config = _configure(weights, num_classes, seed)
-    prepared = em.prepare(particles, config)
-    key, box = jax.random.key(seed), particles.volumes.shape[-1]
-    num = len(particles)
-    part = np.sort(np.random.default_rng(seed).permutation(num)[: NUM_PER_CLASS * num_classes])
-    memory = em.initial_memory(len(part), num_classes, box)
-    memory, _ = em.recluster(key, weights.network, prepared.select(part), memory, config)
-    references = em.final_references(weights.network, prepared, memory, config)
+    references = _find_references(weights.network, em.prepare(particles, config), config)
     return Run(None, config, weights.network, references, particles.voxel_size)
 
 
@@ -75,15 +71,28 @@ def pose_classes(
         np.zeros((len(rows), 3), np.float32),
         np.ones(len(rows), np.float32),
     )
+    config = _configure(weights, 1, seed)
+    prepared = em.prepare(particles, config)
     for label in np.unique(labels):
         members = rows[labels == label]
         if len(members) < 2:
             continue
-        own = particles.select(members)
-        posed = predict(adopt(weights, own, num_classes=1, seed=seed), own)
+        references = _find_references(weights.network, prepared.select(members), config)
+        run = Run(None, config, weights.network, references, particles.voxel_size)
+        posed = predict(run, particles.select(members))
         for name in ("rotations", "shifts", "correlations"):
             getattr(found, name)[members] = getattr(posed, name)
     return found
+
+
+def _find_references(network: Network, particles: Particles, config: RunConfig) -> np.ndarray:
+    num, num_classes = len(particles.volumes), config.network.num_classes
+    order = np.random.default_rng(config.seed).permutation(num)
+    part = np.sort(order[: NUM_PER_CLASS * num_classes])
+    memory = em.initial_memory(len(part), num_classes, particles.volumes.shape[-1])
+    key = jax.random.key(config.seed)
+    memory, _ = em.recluster(key, network, particles.select(part), memory, config)
+    return em.final_references(network, particles, memory, config)
 
 
 def _configure(weights: Weights, num_classes: int, seed: int) -> RunConfig:

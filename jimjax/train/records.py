@@ -6,33 +6,64 @@ import platform
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol, Self
 
 import jax
+import numpy as np
 
 import jimjax
 from jimjax.config import read_config, write_config
 from jimjax.data.subtomograms import Subtomograms, hash_arrays
 from jimjax.io.errors import InputError
 from jimjax.io.files import replace_file
-from jimjax.train.teacher import Teacher
+from jimjax.models.weights import Weights
 
 CONFIG, PROVENANCE = "config.toml", "provenance.json"
 VERSIONED = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def check_folder(
-    config: Any,
-    particles: Subtomograms,
-    teacher: Teacher | None,
-    folder: Path,
-    resume: bool,
-) -> None:
+class Teacher(Protocol):
+    """What a run learns from besides particles."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that tells one from another."""
+
+
+class Known(NamedTuple):
+    """A teacher of which the record keeps no more than its hash."""
+
+    fingerprint: str
+
+    @classmethod
+    def of(cls, *arrays: np.ndarray) -> Self:
+        """That says these arrays."""
+        return cls(hash_arrays(*arrays))
+
+
+class Origin(NamedTuple):
+    """What decides the outcome of a run.
+
+    Attributes:
+        config: dataclass of all settings.
+        particles: of which training looks at volumes and tilt ranges.
+        teacher: what is learned besides, such as labels, if anything.
+        weights: of the network that is begun with; None for random ones.
+    """
+
+    config: Any
+    particles: Subtomograms
+    teacher: Teacher | None = None
+    weights: Weights | None = None
+
+
+def check_folder(origin: Origin, folder: Path, resume: bool) -> None:
     """Raises if the folder holds a run and should not, or holds another one than is resumed.
 
     Raises:
         InputError: see above.
     """
+    config = origin.config
     has_run = (folder / CONFIG).exists()
     if has_run and not resume:
         raise InputError(f"{folder}: already holds a run; choose another --out, or --resume it")
@@ -45,29 +76,28 @@ def check_folder(
         )
     if resume:
         record = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-        if record["particles_sha256"] != _fingerprint(particles):
+        if record["particles_sha256"] != _hash_particles(origin.particles):
             raise InputError(
                 f"{folder}: was trained on other particles than those given; resume with the "
                 "same ones, or start anew in another folder"
             )
-        if record.get("teacher_sha256") != _teacher_hash(teacher):
+        if record.get("teacher_sha256") != _hash(origin.teacher):
             raise InputError(
                 f"{folder}: was trained with another teacher, or with none; resume as it began, "
                 "or start anew in another folder"
             )
+        if record.get("weights_sha256") != _hash(origin.weights):
+            raise InputError(
+                f"{folder}: was begun with other weights, or with random ones; resume with the "
+                "same ones, or start anew in another folder"
+            )
 
 
-def begin_folder(
-    config: Any,
-    particles: Subtomograms,
-    teacher: Teacher | None,
-    folder: Path,
-    command: str,
-) -> None:
+def begin_folder(origin: Origin, folder: Path, command: str) -> None:
     """Makes a folder a run: writes how it is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_text(folder / PROVENANCE, _provenance(config, particles, teacher, command))
-    _write_text(folder / CONFIG, write_config(config))  # last: it makes the folder a run
+    _write_text(folder / PROVENANCE, _provenance(origin, command))
+    _write_text(folder / CONFIG, write_config(origin.config))  # last: it makes the folder a run
 
 
 def forget_after(path: Path, step: int) -> None:
@@ -78,7 +108,8 @@ def forget_after(path: Path, step: int) -> None:
         _write_text(path, "".join(kept))
 
 
-def _provenance(config: Any, particles: Subtomograms, teacher: Teacher | None, command: str) -> str:
+def _provenance(origin: Origin, command: str) -> str:
+    config, particles = origin.config, origin.particles
     record = {
         "command": command,
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -88,8 +119,9 @@ def _provenance(config: Any, particles: Subtomograms, teacher: Teacher | None, c
         "devices": [device.device_kind for device in jax.devices()],
         "seed": config.seed,
         "config_sha256": hashlib.sha256(write_config(config).encode()).hexdigest(),
-        "particles_sha256": _fingerprint(particles),
-        "teacher_sha256": _teacher_hash(teacher),
+        "particles_sha256": _hash_particles(particles),
+        "teacher_sha256": _hash(origin.teacher),
+        "weights_sha256": _hash(origin.weights),
         "num_particles": len(particles),
         "box": int(particles.volumes.shape[-1]),
         "voxel_size": float(particles.voxel_size),
@@ -97,13 +129,13 @@ def _provenance(config: Any, particles: Subtomograms, teacher: Teacher | None, c
     return json.dumps(record, indent=2) + "\n"
 
 
-def _fingerprint(particles: Subtomograms) -> str:
+def _hash_particles(particles: Subtomograms) -> str:
     """A hash of all that training looks at."""
     return hash_arrays(particles.volumes, particles.tilt_ranges)
 
 
-def _teacher_hash(teacher: Teacher | None) -> str | None:
-    return None if teacher is None else teacher.fingerprint
+def _hash(what: Teacher | Weights | None) -> str | None:
+    return None if what is None else what.fingerprint
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -20,7 +20,7 @@ from jimjax.train import em, gumnet, jimnet
 from jimjax.train import teacher as teaching
 from jimjax.train.checkpoint import open_checkpoints
 from jimjax.train.recipes import recipe_of
-from jimjax.train.records import CONFIG, PROVENANCE, begin_folder, check_folder
+from jimjax.train.records import CONFIG, PROVENANCE, Origin, begin_folder, check_folder
 from jimjax.train.resume import CHECKPOINTS, train_in_folder
 from jimjax.train.state import initial_state, network_of
 from jimjax.train.teacher import Teacher
@@ -104,10 +104,11 @@ def train_run(
     """
     folder = Path(folder)
     _check_particles(config, particles)
-    check_folder(config, particles, teacher, folder, resume)
+    origin = Origin(config, particles, teacher, weights)
+    check_folder(origin, folder, resume)
     network = _initial_network(config, particles.volumes.shape[-1], weights)
     if not resume:
-        begin_folder(config, particles, teacher, folder, command)
+        begin_folder(origin, folder, command)
     mesh, key = data_mesh(), jax.random.key(config.seed)
     step_key, cluster_key = jax.random.split(key)
     box = particles.volumes.shape[-1]

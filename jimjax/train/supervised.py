@@ -21,7 +21,7 @@ from jimjax.models.weights import Contrast, Description, Weights, build, transpl
 from jimjax.progress import Progress
 from jimjax.train import loop, losses
 from jimjax.train.loop import Stage
-from jimjax.train.records import begin_folder, check_folder
+from jimjax.train.records import Known, Origin, begin_folder, check_folder
 from jimjax.train.resume import train_in_folder
 from jimjax.train.state import Optimizer, initial_state, network_of
 from jimjax.train.step import LossResult
@@ -144,9 +144,10 @@ def train_classifier(
         state, _ = loop.train(network, state, memory, stages, **options)
         return Weights(description, network_of(network, state))
     folder = Path(folder)
-    check_folder(config, particles, None, folder, resume)
+    origin = Origin(config, particles, Known.of(labels), weights)
+    check_folder(origin, folder, resume)
     if not resume:
-        begin_folder(config, particles, None, folder, command)
+        begin_folder(origin, folder, command)
     state, _ = train_in_folder(folder, network, state, memory, stages, resume=resume, **options)
     return Weights(description, network_of(network, state))
 

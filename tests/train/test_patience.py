@@ -15,6 +15,7 @@ from jimjax.models import functional, weights
 from jimjax.models.autoencoder import Autoencoder3DConfig
 from jimjax.train import patience
 from jimjax.train.patience import Record, train_best
+from jimjax.train.records import Origin
 
 NUM, BOX = 10, 4
 SCHEDULE = AutoencoderConfig(
@@ -79,7 +80,7 @@ def test_last_epoch_counts_as_well(network, examples):
 
 def test_log_tells_the_error_of_examples_kept_apart(network, examples, tmp_path):
     particles = Subtomograms(examples, np.zeros((NUM, 2), np.float32), 1.0, ("",) * NUM, None)
-    record = Record(tmp_path / "run", SCHEDULE, particles)
+    record = Record(tmp_path / "run", Origin(SCHEDULE, particles))
     train_best("test", network, examples, errors, SCHEDULE, record=record)
     log = tmp_path / "run/metrics.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()]
