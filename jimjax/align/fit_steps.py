@@ -21,7 +21,7 @@ from jimjax.align.twins import find_twins
 from jimjax.io.errors import InputError
 from jimjax.ops.rotation import Pose, compose, super_fibonacci
 
-FIRST_TEMPERATURE, COOLING = 2.0, 0.75  # of the log-likelihoods, and what it falls by
+COOLING = 0.75  # of the temperature of the log-likelihoods, in each iteration
 MOVING_TEMPERATURE = 1.5  # below, a particle's centre follows its best shift
 SHIFT_DEVIATION = 0.09  # particle diameters, of a shift from the centre found so far
 FIRST_STEPS = np.deg2rad(6.0), 0.5  # of lattices, radians and voxels
@@ -32,11 +32,12 @@ LEAST_CERTAINTY = 4.0  # that a class is in two frames, standard deviations
 
 def begin(data: FitData, first: Sweep | Nearby, start: Start | None) -> State:
     """Centres, and the first references."""
+    temperature = first.temperature if isinstance(first, Sweep) else 1.0
     if start is not None:
         banded = data.at(first.limit)
         model = _model_of_poses(data, banded, *start)
         gains = np.empty(0, np.float32)
-        return _first_state(data, model, gains, *start, temperature=1.0)
+        return _first_state(data, model, gains, *start, temperature=temperature)
     num, num_classes = data.num, data.options.num_classes
     found = centre_particles(
         data.measured, max_shift=data.options.max_shift, diameter=data.diameter
@@ -50,7 +51,6 @@ def begin(data: FitData, first: Sweep | Nearby, start: Start | None) -> State:
     else:
         gains = _first_gains(data, banded, found.shifts)
         model = Model(np.empty(0, np.complex64), measure(banded)[0])
-    temperature = FIRST_TEMPERATURE if data.references is None else 1.0
     return _first_state(
         data, model, gains, labels, rotations, found.shifts, temperature=temperature
     )

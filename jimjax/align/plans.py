@@ -14,6 +14,8 @@ class Sweep(NamedTuple):
         radius: of the shifts about the particle's centre, particle diameters.
         step: between shifts, particle diameters.
         iterations: how many.
+        temperature: of the log-likelihoods at first, if a plan begins with it; above 1 where
+            classes and poses may be wrong. It falls to 1.
     """
 
     limit: float
@@ -21,6 +23,7 @@ class Sweep(NamedTuple):
     radius: float
     step: float
     iterations: int
+    temperature: float = 1.0
 
 
 class Nearby(NamedTuple):
@@ -48,7 +51,7 @@ def _refine(twin_stages: int) -> Plan:
 
 REFINE_PLAN: Plan = _refine(4)
 PLAN: Plan = (
-    Sweep(2.35, 576, 0.14, 0.07, 12),
+    Sweep(2.35, 576, 0.14, 0.07, 12, temperature=2.0),
     Sweep(3.0, 576, 0.14, 0.07, 8),
     Sweep(3.7, 1152, 0.095, 0.0475, 4),
     Sweep(4.35, 1152, 0.095, 0.0475, 2),
@@ -56,11 +59,12 @@ PLAN: Plan = (
 )
 # What a network leaves to do: of some particles the class or the pose is still to be found.
 FINISH_PLAN: Plan = (Sweep(3.7, 1152, 0.095, 0.0475, 1), *_refine(3))
-# What classes leave to do, if the poses in them may be wrong.
+# What classes leave to do, of which some may be two, or two be one, and whose poses may be wrong.
 CLASSES_PLAN: Plan = (
-    Sweep(2.35, 576, 0.14, 0.07, 4),
+    Sweep(2.35, 576, 0.14, 0.07, 6, temperature=2.0),
     Sweep(3.0, 576, 0.14, 0.07, 4),
     Sweep(3.7, 1152, 0.095, 0.0475, 2),
+    Sweep(4.35, 1152, 0.095, 0.0475, 1),
     *_refine(3),
 )
 REFERENCE_PLAN: Plan = (

@@ -14,7 +14,7 @@ import pytest
 from jimjax.align import fit as fitting
 from jimjax.align.fit import fit
 from jimjax.align.fit_data import Options
-from jimjax.align.plans import Nearby, Sweep
+from jimjax.align.plans import Nearby, Start, Sweep
 from jimjax.data.phantom import demo_phantoms, render
 from jimjax.data.simulate import simulate
 from jimjax.evaluate import evaluate
@@ -23,7 +23,7 @@ from jimjax.progress import Interrupted
 
 BOX = 16
 PLAN = (
-    Sweep(2.35, 144, 0.14, 0.07, 8),
+    Sweep(2.35, 144, 0.14, 0.07, 8, temperature=2.0),
     Sweep(3.0, 288, 0.095, 0.095, 3),
     Nearby(3.7, 3),
     Nearby(3.7, 2, with_twins=True),
@@ -184,3 +184,14 @@ def test_eight_devices_find_what_one_finds():
         text=True,
     )
     assert run.returncode == 0, run.stderr[-2000:]
+
+
+@pytest.mark.parametrize(("temperature", "after"), [(1.0, 1.0), (2.0, 1.5)])
+def test_first_sweep_says_how_unsure_a_start_is(particles, temperature, after):
+    """Classes that are two, or two that are one, are let go of while likelihoods are flat."""
+    start = Start(particles.labels, particles.rotations, particles.shifts)
+    plan = (Sweep(2.35, 72, 0.1, 0.1, 1, temperature=temperature),)
+    seen = []
+    fit(particles, OPTIONS, start=start, plan=plan, watch=lambda _, state: seen.append(state))
+    assert float(seen[0].temperature) == after
+    assert (seen[0].probabilities.max(axis=1).mean() > 0.9) == (temperature == 1)
