@@ -26,6 +26,7 @@ from jimjax.commands.import_npz import Import
 from jimjax.commands.match import Match
 from jimjax.commands.predict import Predict
 from jimjax.commands.report import Report
+from jimjax.commands.segment import Segment
 from jimjax.commands.simulate import Simulate
 from jimjax.commands.stop import Stop
 from jimjax.commands.train import Train
@@ -39,6 +40,7 @@ COMMANDS = {
     "cluster": Cluster,
     "fewshot": FewShot,
     "edss3d": Edss3d,
+    "segment": Segment,
     "train": Train,
     "predict": Predict,
     "average": Average,

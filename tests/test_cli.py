@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from jimjax import cli
 from jimjax.commands import progress
+from jimjax.commands.poses import write_poses
 from jimjax.commands.predict import features_path, write_prediction
 from jimjax.data.subtomograms import Subtomograms, load, to_star
 from jimjax.io import new_table, read_particles, write_stack, write_volume
@@ -93,9 +94,13 @@ def simulate_arguments(structures, out):
 # What is printed and how it ends
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
+STEPS = [("segment", "train"), ("segment", "predict")]  # of commands that have steps
+ALONE = [(name,) for name in cli.COMMANDS if name not in {step[0] for step in STEPS}]
+
+
+@pytest.mark.parametrize("command", [*ALONE, *STEPS], ids=" ".join)
 def test_help_of_command_tells_defaults_of_every_option(command, jimjax):
-    code, out, err = jimjax(command, "--help")
+    code, out, err = jimjax(*command, "--help")
     assert (code, err) == (0, [])
     num_options = len(re.findall(r"^[│ ]*--[a-z-]+(?:,| [A-Z{\[]|$)", out, re.MULTILINE))
     text = " ".join(out.split())
@@ -350,6 +355,59 @@ def test_simulation_writes_truth_and_the_names_of_its_structures(structures, tmp
     provenance = json.loads((tmp_path / "sim" / "provenance.json").read_text())
     assert provenance["structure_names"] == ["a.mrc", "b.mrc"]
     assert provenance["seed"] == 3
+
+
+def test_simulated_masks_lie_beside_the_particles_and_go_where_their_table_goes(
+    structures, tmp_path, jimjax
+):
+    sim = tmp_path / "sim"
+    options = ["--masks", "--mask-threshold", "0.4", "--snr", "inf", "--tilt-min", "-90"]
+    command = [*simulate_arguments(structures, sim), *options, "--tilt-max", "90"]
+    assert jimjax(*command)[0] == 0
+    assert json.loads((sim / "provenance.json").read_text())["mask_threshold"] == 0.4
+    assert read_particles(sim / "particles.star").strings("rlnMaskName")[0] == "000001@masks.mrcs"
+    particles = load(sim / "particles.star", with_poses=True, with_masks=True)
+    darkest = particles.volumes.min(axis=(1, 2, 3), keepdims=True)
+    # Without wedge and noise a mask is where its particle is dark; at rest the peak may be higher.
+    np.testing.assert_array_equal(particles.masks & (particles.volumes > 0.2 * darkest), False)
+    np.testing.assert_array_equal(~particles.masks & (particles.volumes < 0.6 * darkest), False)
+    (tmp_path / "elsewhere").mkdir()
+    moved = tmp_path / "elsewhere" / "classes.star"
+    poses = particles.labels, particles.rotations, particles.shifts
+    write_poses(particles, sim / "particles.star", moved, *poses)
+    np.testing.assert_array_equal(load(moved, with_masks=True).masks, particles.masks)
+
+
+def test_masks_of_replaced_particles_do_not_stay(structures, tmp_path, jimjax):
+    command = simulate_arguments(structures, tmp_path / "sim")
+    assert jimjax(*command, "--masks")[0] == 0
+    assert (tmp_path / "sim" / "masks.mrcs").exists()
+    assert jimjax(*command)[0] == 0
+    assert not (tmp_path / "sim" / "masks.mrcs").exists()
+    assert "mask_threshold" not in json.loads((tmp_path / "sim" / "provenance.json").read_text())
+
+
+def test_simulation_neither_replaces_nor_removes_masks_it_did_not_make(
+    structures, tmp_path, jimjax
+):
+    command = simulate_arguments(structures, tmp_path / "sim")
+    assert jimjax(*command)[0] == 0
+    (tmp_path / "sim" / "masks.mrcs").write_text("by hand")
+    before = snapshot(tmp_path / "sim")
+    code, _, err = jimjax(*command, "--masks")
+    assert (code, len(err)) == (2, 1)
+    assert "masks.mrcs: is not from a simulation; give another --out" in err[0]
+    assert snapshot(tmp_path / "sim") == before
+    assert jimjax(*command)[0] == 0
+    assert (tmp_path / "sim" / "masks.mrcs").read_text() == "by hand"
+
+
+def test_mask_threshold_out_of_range_makes_no_folder(structures, tmp_path, jimjax):
+    arguments = [*simulate_arguments(structures, tmp_path / "new"), "--masks"]
+    code, out, err = jimjax(*arguments, "--mask-threshold", "1.5")
+    assert (code, out, len(err)) == (2, "", 1)
+    assert "mask_threshold must be a fraction between 0 and 1, got 1.5" in err[0]
+    assert not (tmp_path / "new").exists()
 
 
 def test_same_seed_simulates_the_same_bytes(structures, tmp_path, jimjax):

@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     from jimjax.data.simulate import CtfParameters
     from jimjax.data.subtomograms import Subtomograms
 
+PARTICLES, STACK, MASKS = "particles.star", "particles.mrcs", "masks.mrcs"
+PROVENANCE, THRESHOLD = "provenance.json", "mask_threshold"
+MASK_THRESHOLD = 0.5  # encloses about the volume of the molecule, see ``jimjax.data.simulate``
 VOXELS_OF_RESOLUTION = 2.0  # default resolution: the finest that the grid can carry
 
 
@@ -15,8 +18,8 @@ VOXELS_OF_RESOLUTION = 2.0  # default resolution: the finest that the grid can c
 class Simulate:
     """Simulate subtomograms of known structures, with the truth in the STAR file.
 
-    Writes OUT/particles.star, OUT/particles.mrcs and OUT/provenance.json. The order of the
-    structures is that of the class numbers.
+    Writes OUT/particles.star, OUT/particles.mrcs, with --masks OUT/masks.mrcs, and
+    OUT/provenance.json. The order of the structures is that of the class numbers.
 
     Attributes:
         structures: one per class: .pdb .ent .cif .mmcif (atoms) or .mrc .map .ccp4 .rec (map),
@@ -38,6 +41,9 @@ class Simulate:
         b_factor: envelope, square angstrom.
         mtf: of the detector: where its envelope falls to 1 / e, in Nyquist frequencies; inf: none.
         contrast: dark protein as in raw tomograms, or light.
+        masks: also write which voxels are the particle, in its pose.
+        mask_threshold: of --masks: fraction of the highest density of a class above which a voxel
+            is the particle; one half encloses about the volume of the molecule.
         seed: of all that is random.
     """
 
@@ -59,6 +65,8 @@ class Simulate:
     b_factor: float = 0.0
     mtf: float = float("inf")
     contrast: Literal["dark", "light"] = "dark"
+    masks: bool = False
+    mask_threshold: float = MASK_THRESHOLD
     seed: int = 0
 
     def run(self) -> None:
@@ -68,7 +76,7 @@ class Simulate:
 
         if not self.structures:
             raise InputError("--structures is empty; give one file per class")
-        _check_free(self.out)
+        _check_free(self.out, with_masks=self.masks)
         resolution = self.resolution
         if resolution is None:
             resolution = VOXELS_OF_RESOLUTION * self.voxel_size
@@ -78,6 +86,8 @@ class Simulate:
             "resolution_angstrom": resolution,
             "snr": self.snr if self.snr < float("inf") else "inf",
         }
+        if self.masks:
+            options[THRESHOLD] = self.mask_threshold
         write_particles(particles, self.out, files.provenance(self.seed, **options))
         print(f"{len(particles)} particles of {len(self.structures)} classes: {self.out}")
 
@@ -98,6 +108,7 @@ class Simulate:
             max_shift=self.max_shift,
             ctf=self._ctf(),
             contrast=self.contrast,
+            mask_threshold=self.mask_threshold if self.masks else None,
         )
 
     def _ctf(self) -> "CtfParameters | None":
@@ -119,24 +130,39 @@ class Simulate:
 
 
 def write_particles(particles: "Subtomograms", folder: Path, provenance: dict[str, object]) -> Path:
-    """Writes a simulated data set and returns its STAR file."""
+    """Writes a simulated data set in place of an earlier one and returns its STAR file."""
     from jimjax.commands import files
     from jimjax.data.subtomograms import to_star
 
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(folder / "provenance.json", provenance)
-    star_path = folder / "particles.star"
-    to_star(particles, star_path, stack_path=folder / "particles.mrcs")
+    if particles.masks is None and _has_simulated_masks(folder):
+        (folder / MASKS).unlink(missing_ok=True)  # they are of the particles that are replaced
+    files.write_json(folder / PROVENANCE, provenance)
+    star_path = folder / PARTICLES
+    to_star(particles, star_path, stack_path=folder / STACK, mask_path=folder / MASKS)
     return star_path
 
 
-def _check_free(folder: Path) -> None:
-    """Raises if particles lie there that no simulation wrote: they are not to be replaced."""
+def _check_free(folder: Path, *, with_masks: bool) -> None:
+    """Raises if files lie there that no simulation wrote: they are not to be replaced."""
     from jimjax.commands import files
     from jimjax.io.errors import InputError
 
     files.check_output_folder(folder)
-    is_simulated = (folder / "provenance.json").exists()
-    for name in ("particles.star", "particles.mrcs"):
-        if (folder / name).exists() and not is_simulated:
+    is_simulated = (folder / PROVENANCE).exists()
+    is_ours = {PARTICLES: is_simulated, STACK: is_simulated}
+    if with_masks:
+        is_ours[MASKS] = _has_simulated_masks(folder)
+    for name in is_ours:
+        if (folder / name).exists() and not is_ours[name]:
             raise InputError(f"{folder / name}: is not from a simulation; give another --out")
+
+
+def _has_simulated_masks(folder: Path) -> bool:
+    from jimjax.commands import files
+
+    path = folder / PROVENANCE
+    try:
+        return path.exists() and THRESHOLD in files.read_json(path)
+    except ValueError:  # a file of that name which is not JSON
+        return False

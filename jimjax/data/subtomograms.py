@@ -2,8 +2,8 @@
 
 Loading checks everything that would otherwise surface as a NaN or a crash far from its cause.
 Every mistake is one `InputError` that names the file, the particle and the remedy. Files are
-only read. Poses and classes of a STAR file are left out unless asked for, so that the truth
-of simulated data cannot leak into training.
+only read. Poses, classes and masks of a STAR file are left out unless asked for, so that the
+truth of simulated data cannot leak into training.
 """
 
 import contextlib
@@ -31,12 +31,11 @@ from jimjax.data.columns import (
     tilt_ranges_of,
     voxel_size_of,
 )
+from jimjax.data.images import check_voxels, read_masks, read_volumes
 from jimjax.io import mrc, star
 from jimjax.io.convert import relion_from_rotation, relion_from_shift
 from jimjax.io.errors import InputError, InputWarning
 from jimjax.io.files import PathLike
-
-MAX_LISTED = 5  # names listed in one message
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +51,8 @@ class Subtomograms:
         rotations: ``(n, 3, 3)`` reference into particle; None if not known or not asked for.
         shifts: ``(n, 3)`` voxels, (x, y, z); None together with ``rotations``.
         labels: ``(n,)`` int classes from 0; None if not known or not asked for.
+        masks: ``(n, z, y, x)`` bool, the voxels that belong to the particle, as it lies in its
+            volume; None if not known or not asked for.
     """
 
     volumes: np.ndarray
@@ -62,6 +63,7 @@ class Subtomograms:
     rotations: np.ndarray | None = None
     shifts: np.ndarray | None = None
     labels: np.ndarray | None = None
+    masks: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.volumes)
@@ -83,6 +85,7 @@ def load(
     tilt_range: tuple[float, float] | None = None,
     voxel_size: float | None = None,
     with_poses: bool = False,
+    with_masks: bool = False,
     seed: int = 0,
 ) -> Subtomograms:
     """Reads the particles that a STAR file lists.
@@ -95,6 +98,9 @@ def load(
         voxel_size: angstrom; from rlnImagePixelSize, or else the images' headers, if None.
         with_poses: also read angles, origins and rlnClassNumber. The angles are those of the
             volume as it lies in the file: rlnTomoSubtomogramRot and its like are not applied.
+        with_masks: also read the volumes that rlnMaskName names, as rlnImageName does those of
+            the particles, and of the same box. Values are 0 to 1, and a voxel belongs to the
+            particle above 0.5: a soft mask ends where it falls to one half.
         seed: deals the half sets if there is no rlnRandomSubset.
 
     Raises:
@@ -109,11 +115,15 @@ def load(
     if star_voxel_size is not None and not (np.isfinite(star_voxel_size) and star_voxel_size > 0):
         raise InputError(f"{table.name}: voxel size must be positive, got {star_voxel_size} A")
     with _one_warning_of_a_kind():
-        volumes, header_sizes = _read_volumes(table, references, star_voxel_size)
+        volumes, header_sizes = read_volumes(table, references, star_voxel_size)
     size = star_voxel_size or header_voxel_size(table, header_sizes)
-    _check_voxels(table, volumes, names)
-    rotations, shifts, labels = annotations_of(table, size) if with_poses else (None, None, None)
-    return Subtomograms(volumes, tilt_ranges, float(size), names, halves, rotations, shifts, labels)
+    check_voxels(table, volumes, names)
+    masks = None
+    if with_masks:
+        with _one_warning_of_a_kind():
+            masks = read_masks(table, volumes.shape, size)
+    truth = annotations_of(table, size) if with_poses else (None, None, None)
+    return Subtomograms(volumes, tilt_ranges, float(size), names, halves, *truth, masks)
 
 
 def check_scale(particles: Subtomograms, *, box: int, voxel_size: float, whose: str) -> None:
@@ -138,23 +148,29 @@ def check_scale(particles: Subtomograms, *, box: int, voxel_size: float, whose: 
         )
 
 
-def to_star(particles: Subtomograms, path: PathLike, *, stack_path: PathLike) -> None:
-    """Writes a volume stack and the STAR file that lists it.
+def to_star(
+    particles: Subtomograms,
+    path: PathLike,
+    *,
+    stack_path: PathLike,
+    mask_path: PathLike | None = None,
+) -> None:
+    """Writes a volume stack, one of masks if there are any, and the STAR file that lists them.
 
     Args:
-        particles: what to write; poses and classes are written if it has them.
+        particles: what to write; poses, classes and masks are written if it has them.
         path: STAR file to make or replace; image names are relative to its folder.
         stack_path: MRC stack to make or replace.
+        mask_path: MRC stack of masks to make or replace, bytes 0 and 1 (mode 0); beside
+            ``stack_path`` if None: ``particles_masks.mrcs`` for ``particles.mrcs``.
 
     Raises:
-        InputError: if a value is not finite or a folder is missing.
+        InputError: if a value is not finite, a folder is missing, masks are not boolean or not of
+            the volumes' shape, or both were to go to one file.
     """
-    star_folder = os.path.realpath(Path(path).parent)
-    stack = os.path.join(os.path.realpath(Path(stack_path).parent), Path(stack_path).name)
-    relative = os.path.relpath(stack, star_folder)
     num = len(particles)
     columns: dict[str, Sequence] = {
-        "rlnImageName": [f"{n:06d}@{relative}" for n in range(1, num + 1)],
+        star.IMAGE_COLUMN: _stack_names(stack_path, path, num),
         "rlnOpticsGroup": [1] * num,
         HALF: particles.halves,
         TILT_LIMITS[0]: particles.tilt_ranges[:, 0],
@@ -168,6 +184,9 @@ def to_star(particles: Subtomograms, path: PathLike, *, stack_path: PathLike) ->
         columns |= dict(zip(ORIGINS, origins, strict=True))
     if particles.labels is not None:
         columns[CLASS] = np.asarray(particles.labels) + 1
+    if particles.masks is not None:
+        mask_path = _checked_mask_path(particles, stack_path, mask_path)
+        columns[star.MASK_COLUMN] = _stack_names(mask_path, path, num)
     optics = {
         "rlnOpticsGroup": [1],
         "rlnOpticsGroupName": ["opticsGroup1"],
@@ -177,6 +196,8 @@ def to_star(particles: Subtomograms, path: PathLike, *, stack_path: PathLike) ->
     }
     table = star.new_table(columns, optics)
     mrc.write_stack(stack_path, particles.volumes, voxel_size=particles.voxel_size)
+    if particles.masks is not None:
+        mrc.write_stack(mask_path, particles.masks, voxel_size=particles.voxel_size)
     table.write(path)
 
 
@@ -222,101 +243,29 @@ def _one_warning_of_a_kind() -> Iterator[None]:
         warnings.warn(f"{first.message}{more}", first.category, stacklevel=4)
 
 
+def _stack_names(stack_path: PathLike, star_path: PathLike, num: int) -> list[str]:
+    """Names the volumes of a stack as a STAR file has to, relative to its folder."""
+    stack = os.path.join(os.path.realpath(Path(stack_path).parent), Path(stack_path).name)
+    relative = os.path.relpath(stack, os.path.realpath(Path(star_path).parent))
+    return [f"{number:06d}@{relative}" for number in range(1, num + 1)]
+
+
+def _checked_mask_path(
+    particles: Subtomograms, stack_path: PathLike, mask_path: PathLike | None
+) -> PathLike:
+    volumes, masks = particles.volumes, particles.masks
+    if masks.shape != volumes.shape or masks.dtype != bool:
+        raise InputError(
+            f"masks must be boolean and have the volumes' shape {volumes.shape}, got {masks.dtype}"
+            f" of shape {masks.shape}"
+        )
+    stack_path = Path(stack_path)
+    if mask_path is None:
+        return stack_path.with_name(f"{stack_path.stem}_masks{stack_path.suffix}")
+    if os.path.realpath(mask_path) == os.path.realpath(stack_path):
+        raise InputError(f"{mask_path}: is the stack of the volumes; give masks another file")
+    return mask_path
+
+
 def _index_dtype(indices: Sequence[int] | np.ndarray) -> type:
     return bool if np.asarray(indices).dtype == bool else np.intp
-
-
-def _read_volumes(
-    table: star.ParticleTable, references: list[mrc.ImageReference], voxel_size: float | None
-) -> tuple[np.ndarray, list[float | None]]:
-    """Reads all particles, opening each file once; also gives the headers' voxel sizes."""
-    rows_of_file: dict[Path, list[int]] = {}
-    for row, reference in enumerate(references):
-        rows_of_file.setdefault(reference.path, []).append(row)
-    volumes = None
-    sizes: list[float | None] = [None] * len(references)
-    for path, rows in rows_of_file.items():
-        data, size = _read_file(table, path, rows, references, voxel_size)
-        if volumes is None:
-            volumes = _allocate(table, len(references), data.shape[1:])
-        if data.shape[1:] != volumes.shape[1:]:
-            raise _mixed_boxes(table, rows_of_file)
-        volumes[rows] = data
-        for row in rows:
-            sizes[row] = size
-    return volumes, sizes
-
-
-def _read_file(
-    table: star.ParticleTable,
-    path: Path,
-    rows: list[int],
-    references: list[mrc.ImageReference],
-    voxel_size: float | None,
-) -> mrc.Stack:
-    indices = [references[row].index for row in rows]
-    try:
-        if None in indices:
-            volume = mrc.read_volume(path, voxel_size=voxel_size)
-            return mrc.Stack(np.repeat(volume.data[None], len(rows), axis=0), volume.voxel_size)
-        return mrc.read_images(path, indices, voxel_size=voxel_size)
-    except mrc.MrcIndexError as problem:
-        raise table.error(rows[indices.index(problem.index)], str(problem)) from problem
-    except mrc.MrcFormatError as problem:
-        raise table.error(rows[0], str(problem)) from problem
-
-
-def _allocate(table: star.ParticleTable, num: int, shape: tuple[int, ...]) -> np.ndarray:
-    if len(set(shape)) != 1:
-        size = " x ".join(map(str, shape[::-1]))
-        raise table.error(
-            0,
-            f"expected a cubic box, got {size} voxels; crop or pad the particles"
-            " (stacks of 2-D images cannot be used: extract 3-D particles)",
-        )
-    try:
-        return np.empty((num, *shape), np.float32)
-    except MemoryError as problem:
-        need = num * np.prod(shape, dtype=float) * 4 / 2**30
-        raise InputError(
-            f"{table.name}: {num} particles of {shape[0]}^3 voxels need {need:.3g} GiB of memory;"
-            " select fewer particles or bin them"
-        ) from problem
-
-
-def _mixed_boxes(table: star.ParticleTable, rows_of_file: dict[Path, list[int]]) -> InputError:
-    example_of_size: dict[tuple[int, ...], Path] = {}
-    for path in rows_of_file:
-        example_of_size.setdefault(mrc.read_box(path), path)
-    listed = list(example_of_size.items())
-    sizes = ", ".join(
-        f"{' x '.join(map(str, shape[::-1]))} ({path})" for shape, path in listed[:MAX_LISTED]
-    )
-    more = f" and {len(listed) - MAX_LISTED} more" if len(listed) > MAX_LISTED else ""
-    return InputError(
-        f"{table.name}: all particles must have one box size, found {sizes}{more};"
-        " crop, pad or re-extract them"
-    )
-
-
-def _check_voxels(table: star.ParticleTable, volumes: np.ndarray, names: tuple[str, ...]) -> None:
-    constant = []
-    for row, volume in enumerate(volumes):
-        is_finite = np.isfinite(volume)
-        if not np.all(is_finite):
-            first = tuple(np.argwhere(~is_finite)[0].tolist())
-            raise table.error(
-                row,
-                f"{names[row]} has {volume.size - int(np.count_nonzero(is_finite))} voxels that are"
-                f" NaN or infinite, the first at [z, y, x] = {list(first)};"
-                " leave this particle out or extract it again",
-            )
-        if volume.min() == volume.max():
-            constant.append(names[row])
-    if constant:
-        listed = ", ".join(constant[:MAX_LISTED])
-        more = f" and {len(constant) - MAX_LISTED} more" if len(constant) > MAX_LISTED else ""
-        raise InputError(
-            f"{table.name}: {len(constant)} particles are constant, without any signal: {listed}"
-            f"{more}; leave them out"
-        )

@@ -1,4 +1,4 @@
-"""Scores of classes and poses against a known truth; numpy only, float64."""
+"""Scores of classes, poses and masks against a known truth; numpy only, float64."""
 
 from jimjax.evaluate.clustering import (
     balanced_accuracy,
@@ -14,6 +14,7 @@ from jimjax.evaluate.pose import (
     sample_pairs,
     score_poses,
 )
+from jimjax.evaluate.segmentation import dice, iou, score_segmentation
 from jimjax.evaluate.summary import evaluate
 
 __all__ = [
@@ -21,11 +22,14 @@ __all__ = [
     "balanced_accuracy",
     "clustering_accuracy",
     "contingency_table",
+    "dice",
     "evaluate",
+    "iou",
     "match_labels",
     "relative_pose_errors",
     "rotation_error_degrees",
     "sample_pairs",
     "score_clustering",
     "score_poses",
+    "score_segmentation",
 ]

@@ -2,27 +2,42 @@
 
 The header's promise is computed in Python integers and compared with the file's size first;
 compressed files (gzip, bzip2) are read as a stream, never past that promise. Files are only
-ever opened for reading; writers replace their target in one step.
+ever opened for reading; writers replace their target in one step. A volume larger than the
+memory is read by ranges of sections and written by slabs.
 
 Reference: Cheng et al., J. Struct. Biol. 2015, "MRC2014: Extensions to the MRC format header
 for electron cryo-microscopy and tomography"; IMOD's ``imodStamp`` fields.
 """
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from mrcfile.dtypes import HEADER_DTYPE
 from numpy.typing import ArrayLike
 
-import jimjax
 from jimjax.io.errors import InputError
 from jimjax.io.files import PathLike, replace_file
-from jimjax.io.mrc_header import MrcFormatError, MrcHeader, MrcIndexError, open_mrc
+from jimjax.io.mrc_header import (
+    HEADER_BYTES,
+    MrcFormatError,
+    MrcHeader,
+    MrcIndexError,
+    OpenMrc,
+    open_mrc,
+)
+from jimjax.io.mrc_writing import (
+    check_target,
+    checked_data,
+    checked_voxel_size,
+    describe,
+    describe_whole,
+    find_bad,
+    make_header,
+)
 
-VOLUME_STACK_SPACE_GROUP = 401  # MRC2014: 401-630 are stacks of volumes
 _INDEXED_NAME = re.compile(r"([+-]?[0-9][0-9.]*)@(.+)", re.DOTALL)
 
 __all__ = [
@@ -31,6 +46,8 @@ __all__ = [
     "MrcIndexError",
     "Stack",
     "Volume",
+    "VolumeReader",
+    "open_volume",
     "parse_image_name",
     "read_box",
     "read_images",
@@ -38,6 +55,7 @@ __all__ = [
     "read_stack_image",
     "read_volume",
     "read_voxel_size",
+    "write_slabs",
     "write_stack",
     "write_volume",
 ]
@@ -111,14 +129,69 @@ def read_volume(path: PathLike, *, voxel_size: float | None = None) -> Volume:
             volumes, or its voxels are anisotropic by more than 1 %.
     """
     with open_mrc(path) as opened:
-        header = opened.header
-        if header.num_volumes > 1:
-            raise MrcFormatError(
-                f"{path}: expected one volume, found a stack of {header.num_volumes};"
-                f" name one of them as NUMBER@{path}"
-            )
-        size = _voxel_size(header, voxel_size)
+        _check_single(opened.header)
+        size = _voxel_size(opened.header, voxel_size)
         return Volume(opened.read(range(1))[0], size)
+
+
+class VolumeReader:
+    """A volume whose sections are read when they are asked for; made by `open_volume`.
+
+    Attributes:
+        shape: ``(z, y, x)``, voxels.
+        voxel_size: angstrom per voxel; None if the file does not tell.
+    """
+
+    def __init__(self, opened: OpenMrc, voxel_size: float | None):
+        self.shape = opened.header.box
+        self.voxel_size = voxel_size
+        self._opened = opened
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        """Reads sections ``first`` to ``last - 1`` along z.
+
+        Returns:
+            ``(last - first, y, x)`` float32, all finite; a new array each time.
+
+        Raises:
+            ValueError: if there are no such sections.
+            InputError: if a voxel of theirs is not finite.
+            MrcFormatError: if the file fails, or has been cut since it was opened.
+        """
+        if not 0 <= first < last <= self.shape[0]:
+            raise ValueError(
+                f"sections must be a range within 0 to {self.shape[0]}, got {first} to {last}"
+            )
+        sections = self._opened.read_sections(first, last)
+        bad = find_bad(sections, first_section=first)
+        if bad is not None:
+            raise InputError(
+                f"{self._opened.header.path}: {bad} in sections {first} to {last - 1}; replace them"
+            )
+        return sections
+
+
+@contextlib.contextmanager
+def open_volume(path: PathLike, *, voxel_size: float | None = None) -> Iterator[VolumeReader]:
+    """Opens one volume to read ranges of its sections.
+
+    Of a range, only its bytes are read. Exceptions are compressed files, which are unpacked whole
+    when they are opened and kept in their own type, and files whose sections do not lie along z
+    (maps other than 3), which are read whole the first time and kept as float32.
+
+    Args:
+        path: as in `read_volume`.
+        voxel_size: as in `read_volume`.
+
+    Yields:
+        The reader; of no use once the block is left.
+
+    Raises:
+        MrcFormatError: as `read_volume`.
+    """
+    with open_mrc(path) as opened:
+        _check_single(opened.header)
+        yield VolumeReader(opened, _voxel_size(opened.header, voxel_size))
 
 
 def read_images(
@@ -190,32 +263,92 @@ def read_particle(name: str | PathLike, *, voxel_size: float | None = None) -> V
 
 
 def write_volume(path: PathLike, data: ArrayLike, *, voxel_size: float) -> None:
-    """Writes one volume as float32 (mode 2), atomically.
+    """Writes one volume as float32 (mode 2), booleans as bytes 0 and 1 (mode 0), atomically.
 
     Args:
         path: file to make or replace.
-        data: ``(z, y, x)``, real and finite in float32.
+        data: ``(z, y, x)``, boolean, or real and finite in float32.
         voxel_size: angstrom per voxel.
 
     Raises:
         InputError: if the data or the voxel size cannot be written, or the folder is missing.
         OSError: if the disk fails; the old file is then untouched.
     """
-    _write(path, _checked(path, data, 3), voxel_size)
+    _write(path, data, 3, voxel_size)
 
 
-def write_stack(path: PathLike, data: ArrayLike, *, voxel_size: float) -> None:
-    """Writes a stack of volumes as float32 (mode 2, space group 401), atomically.
+def write_slabs(
+    path: PathLike,
+    slabs: Iterable[ArrayLike],
+    shape: tuple[int, int, int],
+    *,
+    voxel_size: float,
+) -> None:
+    """Writes one volume in the mode of `write_volume` slab by slab, atomically.
+
+    Slabs are asked for one by one, and none is kept when the next is there. What is written does
+    not depend on how the volume is cut into them.
 
     Args:
         path: file to make or replace.
-        data: ``(n, z, y, x)``, real and finite in float32.
+        slabs: ``(sections, y, x)`` each, in order along z; all boolean, or all real and finite in
+            float32.
+        shape: ``(z, y, x)`` of the volume.
+        voxel_size: angstrom per voxel.
+
+    Raises:
+        InputError: as `write_volume`; or if the slabs do not make up a volume of this shape.
+            ``path`` is then as it was.
+        OSError: if the disk fails; the old file is then untouched.
+    """
+    check_target(path)
+    voxel_size = checked_voxel_size(path, voxel_size)
+    if len(shape) != 3 or min(shape) < 1:
+        raise InputError(f"{path}: shape must be (z, y, x) of 1 voxel or more, got {shape}")
+    done, parts, dtype = 0, [], None
+    with replace_file(path) as stream:
+        stream.write(bytes(HEADER_BYTES))  # until the statistics are known
+        for slab in slabs:
+            data = checked_data(path, slab, 3, first_section=done)
+            if data.shape[1:] != tuple(shape[1:]) or done + len(data) > shape[0]:
+                raise InputError(
+                    f"{path}: a slab of shape {data.shape} after {done} sections does not fit a"
+                    f" volume of shape {tuple(shape)}; nothing was written"
+                )
+            if data.dtype != (dtype or data.dtype):
+                raise InputError(f"{path}: slabs are boolean and not; nothing was written")
+            dtype = data.dtype
+            stream.write(memoryview(data).cast("B"))
+            parts += [describe(section) for section in data]
+            done += len(data)
+        if done < shape[0]:
+            raise InputError(
+                f"{path}: expected {shape[0]} sections, got {done}; nothing was written"
+            )
+        stream.seek(0)
+        stream.write(make_header(shape, voxel_size, describe_whole(parts), dtype))
+
+
+def write_stack(path: PathLike, data: ArrayLike, *, voxel_size: float) -> None:
+    """Writes a stack of volumes (space group 401) in the mode of `write_volume`, atomically.
+
+    Args:
+        path: file to make or replace.
+        data: ``(n, z, y, x)``, boolean, or real and finite in float32.
         voxel_size: angstrom per voxel.
 
     Raises:
         InputError, OSError: as `write_volume`.
     """
-    _write(path, _checked(path, data, 4), voxel_size)
+    _write(path, data, 4, voxel_size)
+
+
+def _check_single(header: MrcHeader) -> None:
+    if header.num_volumes > 1:
+        raise MrcFormatError(
+            f"{header.path}: expected one volume, found a stack of {header.num_volumes};"
+            f" name one of them as NUMBER@{header.path}"
+        )
 
 
 def _holding(header: MrcHeader) -> str:
@@ -230,54 +363,13 @@ def _holding(header: MrcHeader) -> str:
 def _voxel_size(header: MrcHeader, override: float | None) -> float | None:
     if override is None:
         return header.voxel_size()
-    return _checked_voxel_size(header.path, override)
+    return checked_voxel_size(header.path, override)
 
 
-def _checked_voxel_size(path: PathLike, voxel_size: float) -> float:
-    if not (np.isfinite(voxel_size) and voxel_size > 0):
-        raise InputError(f"{path}: voxel_size must be positive and finite, got {voxel_size}")
-    return float(voxel_size)
-
-
-def _checked(path: PathLike, data: ArrayLike, ndim: int) -> np.ndarray:
-    if str(path).lower().endswith((".gz", ".bz2")):
-        raise InputError(f"{path}: is written uncompressed; leave off the last suffix")
-    data = np.asarray(data)
-    if data.ndim != ndim or data.size == 0:
-        axes = "(z, y, x)" if ndim == 3 else "(n, z, y, x)"
-        raise InputError(f"{path}: data must be a non-empty {axes} array, got shape {data.shape}")
-    if data.dtype.kind not in "buif":
-        raise InputError(f"{path}: data must be real numbers, got {data.dtype}; take the real part")
-    with np.errstate(over="ignore"):
-        data = np.ascontiguousarray(data, dtype="<f4")
-    num_bad = data.size - int(np.count_nonzero(np.isfinite(data)))
-    if num_bad:
-        first = tuple(np.argwhere(~np.isfinite(data))[0].tolist())
-        raise InputError(
-            f"{path}: {num_bad} voxels are not finite in float32, the first at {first};"
-            " nothing was written"
-        )
-    return data
-
-
-def _write(path: PathLike, data: np.ndarray, voxel_size: float) -> None:
-    voxel_size = _checked_voxel_size(path, voxel_size)
-    nz, ny, nx = data.shape[-3:]
-    header = np.zeros((), dtype=HEADER_DTYPE)
-    header["nx"], header["ny"], header["nz"] = nx, ny, data.size // (ny * nx)
-    header["mode"] = 2
-    header["mx"], header["my"], header["mz"] = nx, ny, nz
-    header["cella"] = (nx * voxel_size, ny * voxel_size, nz * voxel_size)
-    header["cellb"] = (90, 90, 90)
-    header["mapc"], header["mapr"], header["maps"] = 1, 2, 3
-    header["dmin"], header["dmax"] = data.min(), data.max()
-    header["dmean"], header["rms"] = data.mean(dtype=np.float64), data.std(dtype=np.float64)
-    header["ispg"] = VOLUME_STACK_SPACE_GROUP if data.ndim == 4 else 1
-    header["nversion"] = 20141
-    header["map"] = b"MAP "
-    header["machst"] = (0x44, 0x44, 0, 0)
-    header["nlabl"] = 1
-    header["label"][0] = f"jimjax {jimjax.__version__}".encode()
+def _write(path: PathLike, data: ArrayLike, ndim: int, voxel_size: float) -> None:
+    check_target(path)
+    data = checked_data(path, data, ndim)
+    voxel_size = checked_voxel_size(path, voxel_size)
     with replace_file(path) as stream:
-        stream.write(header.tobytes())
+        stream.write(make_header(data.shape, voxel_size, describe(data), data.dtype))
         stream.write(memoryview(data).cast("B"))

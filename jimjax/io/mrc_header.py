@@ -128,6 +128,7 @@ class OpenMrc:
         self._stream = stream
         self._data_start = data_start
         self._body = body
+        self._turned: np.ndarray | None = None
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """Reads volumes by 0-based index as ``(n, z, y, x)`` float32."""
@@ -146,6 +147,21 @@ class OpenMrc:
             ) from problem
         return out
 
+    def read_sections(self, first: int, last: int) -> np.ndarray:
+        """Reads sections ``first`` to ``last - 1`` along z as ``(last - first, y, x)`` float32.
+
+        Of a file that holds one volume. Only these sections' bytes are read; but where the file's
+        sections lie along another axis, the whole volume is, once, and kept.
+        """
+        header = self.header
+        if header.order[0] != 0:
+            if self._turned is None:
+                self._turned = self.read(range(1))[0]
+            return self._turned[first:last].copy()
+        out = np.empty((last - first, *header.box[1:]), np.float32)
+        self._fill(out.transpose(np.argsort(header.order)), first * out[:1].size)
+        return out
+
     def _fill(self, sections: np.ndarray, first_voxel: int) -> None:
         """Reads slab by slab, so that the file's own type takes little memory beside float32."""
         num_section = sections[0].size
@@ -161,8 +177,12 @@ class OpenMrc:
         start = self._data_start + first_voxel * dtype.itemsize
         if self._body is not None:
             return np.frombuffer(self._body, dtype, count, start)
-        self._stream.seek(start)
-        raw = self._stream.read(count * dtype.itemsize)
+        try:
+            self._stream.seek(start)
+            raw = self._stream.read(count * dtype.itemsize)
+        except OSError as problem:
+            reason = problem.strerror or problem
+            raise MrcFormatError(f"{self.header.path}: cannot be read: {reason}") from problem
         if len(raw) != count * dtype.itemsize:
             raise MrcFormatError(
                 f"{self.header.path}: expected {count * dtype.itemsize} bytes at {start},"

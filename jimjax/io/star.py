@@ -28,6 +28,7 @@ from jimjax.io.star_text import (
 )
 
 IMAGE_COLUMN = "rlnImageName"
+MASK_COLUMN = "rlnMaskName"  # voxels of the particle, named as images are
 GROUP_COLUMN = "rlnOpticsGroup"
 STAR_VERSION = "30001"  # RELION 3.1, the first with an optics block
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -135,20 +136,23 @@ class ParticleTable:
                 )
         return np.array([value_of_group[group] for group in mine], dtype=np.float64)
 
-    def image_references(self) -> list[ImageReference]:
+    def image_references(self, column: str = IMAGE_COLUMN) -> list[ImageReference]:
         """Where each particle's volume lies, paths absolute.
 
         A relative path is looked for in the STAR file's folder, then in the working directory.
 
+        Args:
+            column: that names the files; ``MASK_COLUMN`` for those of the masks.
+
         Raises:
-            StarFormatError: if rlnImageName is missing or malformed, or a file is not there.
+            StarFormatError: if the column is missing or malformed, or a file is not there.
         """
         found: dict[Path, Path] = {}
         references = []
-        for row, name in enumerate(self.strings(IMAGE_COLUMN)):
-            index, path = self._parsed(row, name)
+        for row, name in enumerate(self.strings(column)):
+            index, path = self._parsed(row, name, column)
             if path not in found:
-                found[path] = self._located(row, path)
+                found[path] = self._located(row, path, column)
             references.append(ImageReference(index, found[path]))
         return references
 
@@ -188,41 +192,33 @@ class ParticleTable:
         return replace(self, _values=values, _lines=lines)
 
     def with_image_paths_relative_to(self, folder: PathLike) -> "ParticleTable":
-        """A new table whose image names are right for a STAR file in ``folder``.
+        """A new table whose image and mask names are right for a STAR file in ``folder``.
 
         Absolute names stay. Relative names that were found in the old STAR file's folder are
         rewritten. Names found only in the working directory, as in a RELION project, stay as
-        written: RELION and this package both find them there. So do names of missing files.
+        written: RELION and this package both find them there. So do names of missing files, and
+        whatever names no file where a mask is meant.
+
+        Raises:
+            StarFormatError: if an image name is malformed.
         """
         folder = Path(os.path.realpath(folder))
         old_folder = None if self.path is None else Path(os.path.realpath(self.path.parent))
-        if old_folder in (None, folder) or IMAGE_COLUMN not in self._values:
+        if old_folder in (None, folder):
             return self
-        moved: dict[Path, Path] = {}
-        names, is_changed = [], False
-        for row, (name, written) in enumerate(
-            zip(self.strings(IMAGE_COLUMN), self._values[IMAGE_COLUMN], strict=True)
-        ):
-            index, path = self._parsed(row, name)
-            if path not in moved:
-                moved[path] = _moved_path(path, old_folder, folder)
-            if moved[path] == path:
-                names.append(written)
-                continue
-            is_changed = True
-            prefix = "" if index is None else name[: name.index("@") + 1]
-            names.append(format_value(prefix + os.fspath(moved[path])))
-        if not is_changed:
-            return self
-        return replace(self, _values={**self._values, IMAGE_COLUMN: names})
+        values = dict(self._values)
+        for column in (IMAGE_COLUMN, MASK_COLUMN):
+            if column in values:
+                values[column] = self._moved_names(column, old_folder, folder)
+        return replace(self, _values=values)
 
     def write(self, path: PathLike) -> None:
         """Writes all blocks to ``path``, atomically.
 
-        Relative image names are rewritten as in `with_image_paths_relative_to`.
+        Relative names of images and masks are rewritten as in `with_image_paths_relative_to`.
 
         Raises:
-            InputError: if the folder is missing or forbidden.
+            InputError: if the folder is missing or forbidden, or an image name is malformed.
         """
         table = self.with_image_paths_relative_to(Path(path).parent)
         block, item = self._place
@@ -244,13 +240,31 @@ class ParticleTable:
         line = "" if self._lines is None else f":{self._lines[row]}"
         return StarFormatError(f"{self.name}{line}: particle {row + 1}: {problem}")
 
-    def _parsed(self, row: int, name: str) -> ImageReference:
+    def _moved_names(self, column: str, old_folder: Path, folder: Path) -> list[str]:
+        """The values of a column of file names as they are to be written in ``folder``."""
+        moved: dict[Path, Path] = {}
+        names = list(self._values[column])
+        for row, name in enumerate(self.strings(column)):
+            try:
+                index, path = self._parsed(row, name, column)
+            except StarFormatError:
+                if column == IMAGE_COLUMN:
+                    raise
+                continue  # other programs may write what they like where they have no mask
+            if path not in moved:
+                moved[path] = _moved_path(path, old_folder, folder)
+            if moved[path] != path:
+                prefix = "" if index is None else name[: name.index("@") + 1]
+                names[row] = format_value(prefix + os.fspath(moved[path]))
+        return names
+
+    def _parsed(self, row: int, name: str, column: str) -> ImageReference:
         try:
             return parse_image_name(name)
         except InputError as problem:
-            raise self.error(row, str(problem)) from problem
+            raise self.error(row, f"column {column}: {problem}") from problem
 
-    def _located(self, row: int, path: Path) -> Path:
+    def _located(self, row: int, path: Path, column: str) -> Path:
         folder = Path() if self.path is None else self.path.parent
         tried = [Path(os.path.realpath(base)) / path for base in (folder, Path())]
         for candidate in tried:
@@ -259,7 +273,7 @@ class ParticleTable:
                 return Path(os.path.realpath(candidate)) if ".." in path.parts else candidate
         places = " nor at ".join(dict.fromkeys(map(str, tried)))
         raise self.error(
-            row, f"image file '{path}' is not at {places}; correct {IMAGE_COLUMN} or the folder"
+            row, f"image file '{path}' is not at {places}; correct {column} or the folder"
         )
 
     def _optics(self) -> "ParticleTable | None":

@@ -1,4 +1,4 @@
-"""Building blocks shared by the networks: convolution, dilated stack, extractor."""
+"""Building blocks shared by the networks: convolutions, dilated stack, extractor."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from jimjax.ops.conv import conv3d
+from jimjax.ops.conv import conv3d, conv_transpose3d
 from jimjax.ops.fourier import spectral_pool
 from jimjax.ops.isotropic import NUM_RADII, SHELL_SIZES, isotropic_conv3d
 
@@ -116,6 +116,25 @@ class Conv(nnx.Module):
             return _without_rim(out, self.dilation) if self.padding == "valid" else out
         out = conv3d(x, kernel, stride=self.stride, dilation=self.dilation, padding=self.padding)
         return out + self.bias[...]
+
+
+class ConvTranspose(nnx.Module):
+    """A transposed 3-D convolution onto a grid ``stride`` times as fine, for a ReLU after it.
+
+    Initial values are He's over the taps that reach a voxel of the result, ``(size / stride)^3``
+    on average; a kernel shorter than the stride leaves voxels out.
+    """
+
+    def __init__(self, num_in: int, num_out: int, *, size: int, stride: int, rngs: nnx.Rngs):
+        self.stride = stride
+        deviation = (2.0 / ((size / stride) ** 3 * num_in)) ** 0.5
+        shape = (size, size, size, num_in, num_out)
+        self.kernel = nnx.Param(deviation * jax.random.normal(rngs.params(), shape))
+        self.bias = nnx.Param(jnp.zeros(num_out))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Spreads ``(batch, z, y, x, in)`` into ``(batch, stride z, stride y, stride x, out)``."""
+        return conv_transpose3d(x, self.kernel[...], stride=self.stride) + self.bias[...]
 
 
 class DilatedStack(nnx.Module):

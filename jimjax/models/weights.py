@@ -31,6 +31,7 @@ from jimjax.models.functional import Network
 from jimjax.models.gumnet import GumNet, GumNetConfig
 from jimjax.models.jimnet import JimNet, JimNetConfig
 from jimjax.models.protonet import ProtoNet, ProtoNetConfig
+from jimjax.models.voxresnet import VoxResNet, VoxResNetConfig
 from jimjax.models.yopo import Yopo, YopoConfig
 
 FORMAT, VERSION = "jimjax-weights", "1"
@@ -42,6 +43,7 @@ MODULES = {
     "deepfinder": (DeepFinder, DeepFinderConfig),
     "autoencoder": (Autoencoder3D, Autoencoder3DConfig),
     "edss3d": (Edss3d, Edss3dConfig),
+    "voxresnet": (VoxResNet, VoxResNetConfig),
 }
 SHIPPED = "jimjax.weights"  # package that holds the files that come along
 MANIFEST = "sha256.json"
@@ -59,6 +61,7 @@ NetworkConfig = (
     | DeepFinderConfig
     | Autoencoder3DConfig
     | Edss3dConfig
+    | VoxResNetConfig
 )
 
 

@@ -51,6 +51,7 @@ from jimjax.ops.matching2d import (
     soft_inlier_count,
     soft_mutual_nearest,
 )
+from jimjax.ops.noise import draw_noise, noise_variance
 from jimjax.ops.optics import ctf, electron_wavelength
 from jimjax.ops.principal_axes import normalize_pose, principal_pose
 from jimjax.ops.procrustes import nearest_rotation, paired_procrustes
@@ -179,12 +180,14 @@ __all__ = [  # noqa: RUF022 a table of contents: by subject, then module
     "shell_index",
     "ctf",
     "electron_wavelength",
-    # Real space: filters, bilateral_filters
+    # Real space: filters, bilateral_filters, noise
     "difference_of_gaussians",
     "gaussian",
     "in_slabs",
     "bilateral",
     "gradient_bilateral",
+    "draw_noise",
+    "noise_variance",
     # The missing wedge: wedge
     "apply_mask",
     "dual_axis_mask",

@@ -78,6 +78,8 @@ def _whole_squares(shape: tuple[int, int, int]) -> np.ndarray:
 def highpass(volume: jax.Array, *, fraction: float, by: str = "rank") -> jax.Array:
     """Multiplies a volume's spectrum with ``highpass_mask``.
 
+    A volume less its own ``highpass`` is its low-pass; Vox-UDA calls that NGM denoising.
+
     Args:
         volume: ``(z, y, x)``.
         fraction: as in ``highpass_mask``; Vox-UDA takes its noise from the highest 0.244.

@@ -81,9 +81,46 @@ def contrastive_loss(first: jax.Array, second: jax.Array) -> jax.Array:
     return -jnp.mean(forward + backward) / 2
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean cross entropy of ``(batch, classes)`` logits to integer labels."""
-    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1))
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, *, weights: jax.Array | None = None
+) -> jax.Array:
+    """Mean cross entropy of softmax probabilities to labels.
+
+        sum(w * -log p_label) / sum(w)
+
+    Args:
+        logits: ``(..., classes)``.
+        labels: ``(...)``, whole numbers, or booleans where there are two classes.
+        weights: ``(...)``, >= 0; all 1 if None. The result times their mean is what it would be
+            if what has no weight were counted among that averaged over.
+
+    Returns:
+        Scalar; 0 if nothing has weight.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    check_labels(logits, labels, weights)
+    places = jnp.asarray(labels).astype(int)[..., None]
+    each = -jnp.take_along_axis(jax.nn.log_softmax(logits), places, axis=-1)[..., 0]
+    if weights is None:
+        return jnp.mean(each)
+    total = jnp.sum(weights)
+    return jnp.sum(weights * each) / jnp.where(total > 0, total, 1)
+
+
+def check_labels(logits: jax.Array, labels: jax.Array, weights: jax.Array | None) -> None:
+    """Refuses labels and weights that are not one for each of the logits' ``(..., classes)``.
+
+    Raises:
+        ValueError: if so.
+    """
+    for name, given in (("labels", labels), ("weights", weights)):
+        if given is not None and jnp.shape(given) != jnp.shape(logits)[:-1]:
+            raise ValueError(
+                f"{name} of logits {jnp.shape(logits)} must have shape {jnp.shape(logits)[:-1]}, "
+                f"got {jnp.shape(given)}"
+            )
 
 
 def pair_correlations(

@@ -1,6 +1,7 @@
 """Simulation: the truth it reports, its signal-to-noise ratio, its wedge and its contrast."""
 
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,11 @@ from scipy import ndimage
 
 from jimjax.data.phantom import demo_phantoms, render
 from jimjax.data.simulate import CHUNK, CtfParameters, simulate
+from jimjax.data.structures import density_from_file
+from jimjax.io.errors import InputError
 from jimjax.ops.rotation import Pose
 
+STRUCTURES = Path(__file__).parents[3] / "shared" / "data" / "structures"
 SHAPE = (16, 16, 16)
 PHANTOMS = demo_phantoms(3, shape=SHAPE)
 SETTINGS = {"num_per_class": 4, "snr": math.inf, "voxel_size": 12.0, "max_shift": 2.0, "box": 16}
@@ -171,10 +175,120 @@ def test_the_key_decides_everything(key):
     assert np.abs(one.rotations - other.rotations).max() > 0.1
 
 
+def density_by_hand(molecule, rotation, shift):
+    """Float64 density of a phantom in a pose; the slow twin of ``render``."""
+    z, y, x = np.indices(SHAPE) - 8.0
+    density = np.zeros(SHAPE)
+    for center, width, weight in zip(*(part.astype(float) for part in molecule), strict=True):
+        cx, cy, cz = rotation.astype(float) @ center + shift
+        squared = (x - cx) ** 2 + (y - cy) ** 2 + (z - cz) ** 2
+        density += weight / (np.sqrt(2 * np.pi) * width) ** 3 * np.exp(-squared / (2 * width**2))
+    return density
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.5])
+@pytest.mark.parametrize("contrast", ["dark", "light"])
+def test_mask_is_where_the_posed_phantom_exceeds_its_share_of_the_peak(key, threshold, contrast):
+    how = SETTINGS | {"snr": 0.1, "mask_threshold": threshold, "contrast": contrast}
+    particles = simulate(key, PHANTOMS, **how, ctf=CtfParameters(defocus=(15000.0, 40000.0)))
+    assert particles.masks.dtype == bool
+    for mask, label, rotation, shift in zip(
+        particles.masks, particles.labels, particles.rotations, particles.shifts, strict=True
+    ):
+        molecule = PHANTOMS[label]
+        level = threshold * density_by_hand(molecule, np.eye(3), 0).max()
+        density = density_by_hand(molecule, rotation, shift)
+        is_decided = np.abs(density - level) > 1e-4 * level  # float32 cannot tell the others
+        assert is_decided.mean() > 0.995
+        np.testing.assert_array_equal(mask[is_decided], (density > level)[is_decided])
+        assert mask.any()
+
+
+def test_mask_of_an_array_is_of_what_scipy_turns_with_cubic_splines(key, arrays):
+    particles = simulate(key, arrays, **SETTINGS, mask_threshold=0.4)
+    for mask, label, rotation, shift in zip(
+        particles.masks, particles.labels, particles.rotations, particles.shifts, strict=True
+    ):
+        inverse = rotation.T[::-1, ::-1].astype(float)  # acts on z, y, x
+        offset = 8 - inverse @ (8 + shift[::-1])
+        density = ndimage.affine_transform(
+            arrays[label].astype(float), inverse, offset, order=3, mode="grid-constant"
+        )
+        level = 0.4 * arrays[label].max()
+        is_decided = np.abs(density - level) > 2e-3 * arrays[label].max()
+        assert is_decided.mean() > 0.95
+        np.testing.assert_array_equal(mask[is_decided], (density > level)[is_decided])
+
+
+def test_masks_change_nothing_else_and_are_not_made_unless_asked_for(key):
+    settings = SETTINGS | {"snr": 0.1}
+    plain = simulate(key, PHANTOMS, **settings)
+    masked = simulate(key, PHANTOMS, **settings, mask_threshold=0.5)
+    assert plain.masks is None
+    for name in ("volumes", "rotations", "shifts", "labels", "halves"):
+        np.testing.assert_array_equal(getattr(masked, name), getattr(plain, name))
+
+
+def test_each_class_has_a_level_of_its_own(key, arrays):
+    brighter = [arrays[0], 100 * arrays[1], arrays[2]]
+    masks, same = (
+        simulate(key, densities, **SETTINGS, mask_threshold=0.5).masks
+        for densities in (arrays, brighter)
+    )
+    # Rounding may move single voxels at the level.
+    assert np.count_nonzero(masks != same) <= 2
+
+
+def test_a_higher_threshold_leaves_a_part_of_the_mask(key):
+    wide, narrow = (
+        simulate(key, PHANTOMS, **SETTINGS, mask_threshold=threshold).masks
+        for threshold in (0.2, 0.6)
+    )
+    assert not (narrow & ~wide).any()
+    assert narrow.sum() < wide.sum()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0, -0.5, math.nan])
+def test_threshold_that_is_no_share_is_refused(key, threshold):
+    with pytest.raises(InputError, match="mask_threshold must be a fraction between 0 and 1, got"):
+        simulate(key, PHANTOMS, **SETTINGS, mask_threshold=threshold)
+
+
+def test_density_without_mass_has_no_mask(key, arrays):
+    with pytest.raises(InputError, match="density 1 is nowhere positive, so it has no mask"):
+        simulate(key, [arrays[0], -arrays[1]], **SETTINGS, mask_threshold=0.5)
+
+
+@pytest.mark.skipif(not STRUCTURES.is_dir(), reason="the shared structures are not there")
+def test_half_of_the_highest_density_encloses_about_the_molecular_volume(key):
+    ratios = []
+    for path in sorted(STRUCTURES.glob("*.pdb")):
+        density = density_from_file(path, voxel_size=12.0, resolution=24.0, box=32)
+        how = SETTINGS | {"num_per_class": 8, "mask_threshold": 0.5}
+        voxels = simulate(key, [density], **how).masks.sum(axis=(1, 2, 3)).mean()
+        mass = density.sum() / 0.93  # daltons of the heavy atoms; hydrogens are 7 % of a protein
+        ratios.append(voxels * 12.0**3 / (1.21 * mass))
+    assert len(ratios) == 10
+    assert 1.0 < np.median(ratios) < 1.15
+    assert 0.85 < min(ratios) <= max(ratios) < 1.3
+
+
 def test_more_particles_than_a_chunk_are_all_filled(key):
     num = CHUNK + 3
     particles = simulate(key, PHANTOMS[:1], **SETTINGS | {"num_per_class": num, "snr": 1.0})
     assert len(np.unique(particles.volumes[:, 8, 8, 8])) == len(particles) == num
+
+
+def test_masks_of_more_particles_than_a_chunk_belong_to_their_particles(key):
+    how = SETTINGS | {"num_per_class": CHUNK + 3, "tilt_range": (-90.0, 90.0)}
+    particles = simulate(key, PHANTOMS[:2], **how, mask_threshold=0.5, contrast="light")
+    for label in (0, 1):
+        level = 0.5 * render(PHANTOMS[label], SHAPE).max()
+        members = particles.labels == label
+        seen, masks = particles.volumes[members], particles.masks[members]
+        is_decided = np.abs(seen - level) > 1e-4  # volumes went through Fourier space
+        np.testing.assert_array_equal(masks[is_decided], (seen > level)[is_decided])
+        assert masks.any(axis=(1, 2, 3)).all()
 
 
 @pytest.mark.parametrize(

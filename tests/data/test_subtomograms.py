@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import subprocess
 import sys
@@ -133,6 +134,133 @@ def test_selection_by_mask(particles):
 
 def test_selection_of_blind_particles_stays_blind(write_star):
     assert load(write_star()).select([0]).rotations is None
+
+
+# --- masks
+
+
+@pytest.fixture
+def masked(particles):
+    masks = np.random.default_rng(3).random(particles.volumes.shape) > 0.7
+    return dataclasses.replace(particles, masks=masks)
+
+
+def test_masks_make_a_round_trip(masked, tmp_path):
+    to_star(masked, tmp_path / "p.star", stack_path=tmp_path / "s.mrcs")
+    again = load(tmp_path / "p.star", with_masks=True)
+    np.testing.assert_array_equal(again.masks, masked.masks)
+    assert again.masks.dtype == bool
+    np.testing.assert_array_equal(again.volumes, masked.volumes)
+    assert again.rotations is None
+    assert read_particles(tmp_path / "p.star").strings("rlnMaskName")[1] == "000002@s_masks.mrcs"
+
+
+def test_masks_in_a_folder_of_their_own_are_found(masked, tmp_path):
+    (tmp_path / "stars").mkdir()
+    (tmp_path / "masks").mkdir()
+    files = {"stack_path": tmp_path / "s.mrcs", "mask_path": tmp_path / "masks/m.mrcs"}
+    to_star(masked, tmp_path / "stars/p.star", **files)
+    again = load(tmp_path / "stars/p.star", with_masks=True)
+    np.testing.assert_array_equal(again.masks, masked.masks)
+    assert not (tmp_path / "s_masks.mrcs").exists()
+
+
+def test_masks_are_not_read_unless_asked_for(masked, tmp_path):
+    to_star(masked, tmp_path / "p.star", stack_path=tmp_path / "s.mrcs")
+    (tmp_path / "s_masks.mrcs").unlink()
+    assert load(tmp_path / "p.star", with_poses=True).masks is None
+
+
+def test_particles_without_masks_are_written_without(particles, tmp_path):
+    files = {"stack_path": tmp_path / "s.mrcs", "mask_path": tmp_path / "m.mrcs"}
+    to_star(particles, tmp_path / "p.star", **files)
+    assert "rlnMaskName" not in read_particles(tmp_path / "p.star").columns
+    assert not (tmp_path / "m.mrcs").exists()
+
+
+@pytest.mark.parametrize("rows", [[4, 1], np.array([True, False, False, True, False])])
+def test_selection_takes_masks_along(masked, rows):
+    np.testing.assert_array_equal(masked.select(rows).masks, masked.masks[rows])
+
+
+def test_masks_are_read_row_by_row_from_stacks_and_files(write_star, tmp_path):
+    soft = np.random.default_rng(4).random((3, BOX, BOX, BOX)).astype(np.float32)
+    soft[0, 0, 0, :4] = [0.5, 0.501, 1.0005, -0.0005]  # the last two: rounding of some program
+    write_stack(tmp_path / "m.mrcs", soft[:2], voxel_size=1.0)  # a header that does not know
+    write_volume(tmp_path / "one.mrc", soft[2], voxel_size=7.0)
+    path = write_star({"rlnMaskName": ["2@m.mrcs", "one.mrc", "1@m.mrcs"]})
+    masks = load(path, with_masks=True).masks
+    np.testing.assert_array_equal(masks, soft[[1, 2, 0]] > 0.5)
+    np.testing.assert_array_equal(masks[2, 0, 0, :4], [False, True, True, False])
+
+
+def test_empty_and_full_masks_are_masks(write_star, tmp_path):
+    masks = np.stack([np.zeros((BOX,) * 3), np.ones((BOX,) * 3)]) > 0
+    write_stack(tmp_path / "m.mrcs", masks, voxel_size=5.0)
+    path = write_star({"rlnMaskName": ["1@m.mrcs", "2@m.mrcs", "1@m.mrcs"]})
+    sums = load(path, with_masks=True).masks.sum(axis=(1, 2, 3))
+    np.testing.assert_array_equal(sums, [0, BOX**3, 0])
+
+
+def test_masks_that_are_not_there_are_told_with_what_to_do(write_star):
+    path = write_star()
+    assert refusal(path, with_masks=True) == (
+        f"{path}: the particles have no masks; add a column rlnMaskName (NUMBER@STACK or the path"
+        " of each, 1 inside the particle and 0 outside), or simulate particles with --masks"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("9@m.mrcs", "particle 2: {folder}/m.mrcs: no volume 9, the file holds 2"),
+        ("0@m.mrcs", "particle 2: column rlnMaskName: image name '0@m.mrcs': '0' must be a whole"),
+        ("no.mrc", "particle 2: image file 'no.mrc' is not at {folder}/no.mrc; correct rlnMaskN"),
+        ("", "particle 2: column rlnMaskName: image name '' names no file"),
+        ("big.mrc", "particle 2: mask {folder}/big.mrc has 8 x 10 x 12 voxels, its particle 8 x"),
+        ("map.mrc", "particle 2: mask {folder}/map.mrc has values from 0 to 3; a mask is 1 inside"),
+        ("255.mrc", "particle 2: mask {folder}/255.mrc has values from 0 to 255; a mask is 1 in"),
+        ("dark.mrc", "particle 2: mask {folder}/dark.mrc has values from -1 to 0; a mask is 1 ins"),
+        ("nan.mrc", "particle 2: mask {folder}/nan.mrc has values from nan to nan; a mask is 1 i"),
+        ("cut.mrc", "particle 2: {folder}/cut.mrc: expected 3072 bytes"),
+    ],
+)
+def test_bad_mask_is_refused(write_star, tmp_path, monkeypatch, name, problem):
+    monkeypatch.chdir(tmp_path)
+    cube = np.random.default_rng(5).random((BOX,) * 3) > 0.5
+    write_stack(tmp_path / "m.mrcs", np.stack([cube, cube]), voxel_size=5.0)
+    write_volume(tmp_path / "big.mrc", np.zeros((12, 10, 8)), voxel_size=5.0)
+    for bad, inside in {"map": 3, "255": 255, "dark": -1, "nan": 1}.items():
+        write_volume(tmp_path / f"{bad}.mrc", np.where(cube, inside, 0), voxel_size=5.0)
+    poison(tmp_path / "nan.mrc", 77, np.nan)
+    write_volume(tmp_path / "cut.mrc", np.ones((8, 8, 8)), voxel_size=5.0)
+    (tmp_path / "cut.mrc").write_bytes((tmp_path / "cut.mrc").read_bytes()[:-1])
+    path = write_star({"rlnMaskName": ["1@m.mrcs", name, "2@m.mrcs"]})
+    message = refusal(path, with_masks=True)
+    assert problem.format(folder=tmp_path) in message
+    assert message.startswith(f"{path}:11: ")
+    assert load(path).masks is None  # who does not want masks is not bothered
+
+
+@pytest.mark.parametrize(
+    ("masks", "problem"),
+    [
+        (np.zeros((NUM, BOX, BOX, BOX - 1), bool), r"shape \(5, 8, 8, 8\), got bool of shape \(5,"),
+        (np.zeros((NUM, BOX, BOX, BOX)), "must be boolean .* got float64"),
+    ],
+)
+def test_masks_that_do_not_fit_are_not_written(particles, tmp_path, masks, problem):
+    odd = dataclasses.replace(particles, masks=masks)
+    with pytest.raises(InputError, match=problem):
+        to_star(odd, tmp_path / "p.star", stack_path=tmp_path / "s.mrcs")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_masks_do_not_replace_the_volumes(masked, tmp_path):
+    path = tmp_path / "s.mrcs"
+    with pytest.raises(InputError, match="is the stack of the volumes; give masks another file"):
+        to_star(masked, tmp_path / "p.star", stack_path=path, mask_path=tmp_path / "." / "s.mrcs")
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- where values come from

@@ -83,6 +83,18 @@ def test_strided_and_integer_data_are_written(tmp_path):
     np.testing.assert_array_equal(mrc.read_volume(tmp_path / "v.mrc").data, data)
 
 
+def test_booleans_are_written_as_bytes_that_any_program_reads_as_0_and_1(tmp_path):
+    data = np.random.default_rng(2).random((3, 4, 5, 6)) > 0.5
+    mrc.write_stack(tmp_path / "s.mrcs", data, voxel_size=3.0)
+    assert (tmp_path / "s.mrcs").stat().st_size == 1024 + data.size
+    with mrcfile.open(tmp_path / "s.mrcs") as opened:
+        assert (opened.header.mode, opened.is_volume_stack()) == (0, True)
+        assert opened.header.dmean == pytest.approx(data.mean(), rel=1e-6)
+        np.testing.assert_array_equal(opened.data, data)
+    patch(tmp_path / "s.mrcs", IMOD_STAMP, "<2i", 1146047817, 0)  # bytes are unsigned
+    np.testing.assert_array_equal(mrc.read_images(tmp_path / "s.mrcs").data, data)
+
+
 def test_reader_of_the_old_file_keeps_it(path, data):
     with open(path, "rb") as opened:
         mrc.write_volume(path, data + 1, voxel_size=2.5)

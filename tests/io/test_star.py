@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jimjax.io import InputError, StarFormatError, new_table, read_particles
+from jimjax.io.star import MASK_COLUMN
 
 RELION_5 = """
 # version 50001
@@ -449,6 +450,44 @@ def test_table_written_elsewhere_still_finds_its_images(project, tmp_path, folde
         assert old.index == new.index
         assert os.path.samefile(old.path, new.path)
     assert not any(Path(name.split("@")[1]).is_absolute() for name in moved.strings("rlnImageName"))
+
+
+@pytest.fixture
+def masked(project):
+    """The project's table with masks: in a stack, in a file of its own, and none."""
+    (project.parent / "sub" / "mask one.mrc").touch()
+    names = ["2@sub/stack.mrcs", "sub/mask one.mrc", ""]
+    read_particles(project).with_columns({MASK_COLUMN: names}).write(project)
+    return project
+
+
+@pytest.mark.parametrize("folder", ["b", "a/deeper/still", "."])
+def test_table_written_elsewhere_still_finds_its_masks(masked, tmp_path, folder):
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    read_particles(masked).write(tmp_path / folder / "p.star")
+    moved = read_particles(tmp_path / folder / "p.star")
+    found = moved.select([0, 1]).image_references(MASK_COLUMN)
+    assert [reference.index for reference in found] == [2, None]
+    assert os.path.samefile(found[0].path, masked.parent / "sub" / "stack.mrcs")
+    assert os.path.samefile(found[1].path, masked.parent / "sub" / "mask one.mrc")
+    assert moved.strings(MASK_COLUMN)[2] == ""
+
+
+def test_mask_that_names_no_file_matters_only_where_masks_are_wanted(masked):
+    table = read_particles(masked)
+    assert len(table.image_references()) == 3
+    problem = f"particle 3: column {MASK_COLUMN}: image name '' names no file"
+    with pytest.raises(StarFormatError, match=problem):
+        table.image_references(MASK_COLUMN)
+
+
+def test_malformed_image_is_not_carried_elsewhere(project, tmp_path):
+    names = ["1@sub/stack.mrcs", "0@sub/stack.mrcs", "3@sub/stack.mrcs"]
+    table = read_particles(project).with_columns({"rlnImageName": names})
+    with pytest.raises(
+        StarFormatError, match=r"particle 2: column rlnImageName: .* counted from 1"
+    ):
+        table.write(tmp_path / "p.star")
 
 
 def test_table_written_beside_keeps_its_names(project):

@@ -1,4 +1,4 @@
-"""The extractor: shapes, the symmetry of radial kernels, and what it refuses."""
+"""Blocks and the extractor: shapes, the symmetry of radial kernels, and what they refuse."""
 
 import dataclasses
 import functools
@@ -13,6 +13,7 @@ from jimjax.models import functional
 from jimjax.models.blocks import (
     BATCH_NORM_EPSILON,
     Conv,
+    ConvTranspose,
     DilatedStack,
     Extractor,
     ExtractorConfig,
@@ -207,3 +208,22 @@ def test_maximum_of_eight_voxels_and_its_gradient():
     gradient = jax.grad(lambda maps: max_pool(maps).sum())(maps)
     np.testing.assert_array_equal(np.flatnonzero(gradient), [21, 23, 29, 31, 53, 55, 61, 63])
     assert gradient.sum() == 8
+
+
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (4, 2), (6, 4)])
+def test_transposed_convolution_begins_with_twice_the_variance(size, stride, key):
+    # He: after a ReLU, half the mean square is left.
+    layer = ConvTranspose(16, 16, size=size, stride=stride, rngs=nnx.Rngs(key))
+    out = layer(jax.random.normal(key, (1, 8, 8, 8, 16)))
+    assert out.shape == (1, *[8 * stride] * 3, 16)
+    inside = slice(stride, -stride)
+    np.testing.assert_allclose(np.var(out[:, inside, inside, inside]), 2.0, rtol=0.15)
+
+
+def test_transposed_convolution_draws_its_kernel_and_bias(key):
+    layer = ConvTranspose(1, 2, size=4, stride=2, rngs=nnx.Rngs(key))
+    layer.bias[...] = jnp.array([3.0, -1.0])
+    out = layer(jnp.zeros((1, 3, 3, 3, 1)).at[0, 1, 1, 1, 0].set(2.0))
+    wanted = np.tile([3.0, -1.0], (6, 6, 6, 1))
+    wanted[1:5, 1:5, 1:5] += 2 * np.asarray(layer.kernel[...])[..., 0, :]
+    np.testing.assert_allclose(out[0], wanted, atol=1e-5)

@@ -137,6 +137,14 @@ EXAMPLES = {
     ),
     "bilateral": (functools.partial(ops.bilateral, sigma_space=2.0, sigma_range=1.0), (VOLUME,)),
     "gradient_bilateral": (ops.gradient_bilateral, (VOLUME,)),
+    "draw_noise": (
+        lambda key, volume, variance: [
+            ops.draw_noise(key, volume, variance, kind=kind)
+            for kind in ("gaussian", "poisson", "speckle")
+        ],
+        (KEY, VOLUME, 0.3),
+    ),
+    "noise_variance": (ops.noise_variance, (noise(3, *SHAPE),)),
     "apply_mask": (ops.apply_mask, (VOLUME, MASK)),
     "dual_axis_mask": (
         lambda first, second, rotation: ops.dual_axis_mask(
@@ -279,6 +287,7 @@ ON_DATA = [
     "gaussian",
     "bilateral",
     "gradient_bilateral",
+    "noise_variance",
     "apply_mask",
     "impute",
     "constrained_correlation",

@@ -1,0 +1,187 @@
+"""Volumes and masks that a particle table names, read and checked.
+
+Each file is opened once, however many particles lie in it. What would surface as a NaN or a crash
+far from its cause is an `InputError` that names the table's line, the particle and the remedy.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from jimjax.data.columns import particle_name
+from jimjax.io import mrc, star
+from jimjax.io.errors import InputError
+
+MAX_LISTED = 5  # names listed in one message
+MASK_LEVEL = 0.5  # of a soft mask: a voxel belongs to the particle above it
+MASK_ROUNDING = 1e-3  # a soft mask may leave 0 to 1 by so much
+
+
+def read_volumes(
+    table: star.ParticleTable, references: list[mrc.ImageReference], voxel_size: float | None
+) -> tuple[np.ndarray, list[float | None]]:
+    """Reads all particles.
+
+    Args:
+        table: the particles, for messages.
+        references: where each lies.
+        voxel_size: angstrom; if given, the headers' are neither used nor checked.
+
+    Returns:
+        ``(n, z, y, x)`` float32, and the voxel size in the header of each (None: unknown).
+
+    Raises:
+        InputError: if a file is missing or damaged, or the particles are no cubes of one size.
+    """
+    rows_of_file = _rows_of_file(references)
+    volumes = None
+    sizes: list[float | None] = [None] * len(references)
+    for path, rows in rows_of_file.items():
+        data, size = _read_file(table, path, rows, references, voxel_size)
+        if volumes is None:
+            volumes = _allocate(table, (len(references), *data.shape[1:]), np.float32)
+        if data.shape[1:] != volumes.shape[1:]:
+            raise _mixed_boxes(table, rows_of_file)
+        volumes[rows] = data
+        for row in rows:
+            sizes[row] = size
+    return volumes, sizes
+
+
+def read_masks(table: star.ParticleTable, shape: tuple[int, ...], voxel_size: float) -> np.ndarray:
+    """Reads which voxels belong to each particle.
+
+    Args:
+        table: the particles, with column rlnMaskName. Values are 0 to 1; a voxel belongs to the
+            particle above 0.5, so that a soft mask ends where it falls to one half.
+        shape: ``(n, z, y, x)`` of the particles' volumes.
+        voxel_size: angstrom, of the particles; masks are taken to have it, whatever their headers
+            say, as programs that make masks often leave it out.
+
+    Returns:
+        ``shape`` bool.
+
+    Raises:
+        InputError: if there is no such column, a file is missing or damaged, its box is not the
+            particles', or its values are not those of a mask.
+    """
+    if star.MASK_COLUMN not in table.columns:
+        raise InputError(
+            f"{table.name}: the particles have no masks; add a column {star.MASK_COLUMN}"
+            " (NUMBER@STACK or the path of each, 1 inside the particle and 0 outside),"
+            " or simulate particles with --masks"
+        )
+    references = table.image_references(star.MASK_COLUMN)
+    masks = _allocate(table, shape, bool)
+    for path, rows in _rows_of_file(references).items():
+        data, _ = _read_file(table, path, rows, references, voxel_size)
+        if data.shape[1:] != shape[1:]:
+            raise table.error(
+                rows[0],
+                f"mask {particle_name(references[rows[0]])} has {_box_text(data.shape[1:])} voxels,"
+                f" its particle {_box_text(shape[1:])}; masks must have the particles' box",
+            )
+        for row, mask in zip(rows, data, strict=True):
+            low, high = mask.min(), mask.max()
+            if not (low >= -MASK_ROUNDING and high <= 1 + MASK_ROUNDING):  # or NaN
+                raise table.error(
+                    row,
+                    f"mask {particle_name(references[row])} has values from {low:g} to {high:g};"
+                    " a mask is 1 inside the particle and 0 outside",
+                )
+            masks[row] = mask > MASK_LEVEL
+    return masks
+
+
+def check_voxels(table: star.ParticleTable, volumes: np.ndarray, names: tuple[str, ...]) -> None:
+    """Raises unless every particle is finite and holds a signal.
+
+    Args:
+        table: for messages.
+        volumes: ``(n, z, y, x)``.
+        names: of the particles.
+
+    Raises:
+        InputError: if a voxel is NaN or infinite, or a particle is constant.
+    """
+    constant = []
+    for row, volume in enumerate(volumes):
+        is_finite = np.isfinite(volume)
+        if not np.all(is_finite):
+            first = tuple(np.argwhere(~is_finite)[0].tolist())
+            raise table.error(
+                row,
+                f"{names[row]} has {volume.size - int(np.count_nonzero(is_finite))} voxels that are"
+                f" NaN or infinite, the first at [z, y, x] = {list(first)};"
+                " leave this particle out or extract it again",
+            )
+        if volume.min() == volume.max():
+            constant.append(names[row])
+    if constant:
+        listed = ", ".join(constant[:MAX_LISTED])
+        more = f" and {len(constant) - MAX_LISTED} more" if len(constant) > MAX_LISTED else ""
+        raise InputError(
+            f"{table.name}: {len(constant)} particles are constant, without any signal: {listed}"
+            f"{more}; leave them out"
+        )
+
+
+def _rows_of_file(references: list[mrc.ImageReference]) -> dict[Path, list[int]]:
+    rows_of_file: dict[Path, list[int]] = {}
+    for row, reference in enumerate(references):
+        rows_of_file.setdefault(reference.path, []).append(row)
+    return rows_of_file
+
+
+def _read_file(
+    table: star.ParticleTable,
+    path: Path,
+    rows: list[int],
+    references: list[mrc.ImageReference],
+    voxel_size: float | None,
+) -> mrc.Stack:
+    indices = [references[row].index for row in rows]
+    try:
+        if None in indices:
+            volume = mrc.read_volume(path, voxel_size=voxel_size)
+            return mrc.Stack(np.repeat(volume.data[None], len(rows), axis=0), volume.voxel_size)
+        return mrc.read_images(path, indices, voxel_size=voxel_size)
+    except mrc.MrcIndexError as problem:
+        raise table.error(rows[indices.index(problem.index)], str(problem)) from problem
+    except mrc.MrcFormatError as problem:
+        raise table.error(rows[0], str(problem)) from problem
+
+
+def _allocate(table: star.ParticleTable, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    num, *box = shape
+    if len(set(box)) != 1:
+        raise table.error(
+            0,
+            f"expected a cubic box, got {_box_text(box)} voxels; crop or pad the particles"
+            " (stacks of 2-D images cannot be used: extract 3-D particles)",
+        )
+    try:
+        return np.empty(shape, dtype)
+    except MemoryError as problem:
+        need = np.prod(shape, dtype=float) * np.dtype(dtype).itemsize / 2**30
+        raise InputError(
+            f"{table.name}: {num} particles of {box[0]}^3 voxels need {need:.3g} GiB of memory;"
+            " select fewer particles or bin them"
+        ) from problem
+
+
+def _mixed_boxes(table: star.ParticleTable, rows_of_file: dict[Path, list[int]]) -> InputError:
+    example_of_size: dict[tuple[int, ...], Path] = {}
+    for path in rows_of_file:
+        example_of_size.setdefault(mrc.read_box(path), path)
+    listed = list(example_of_size.items())
+    sizes = ", ".join(f"{_box_text(shape)} ({path})" for shape, path in listed[:MAX_LISTED])
+    more = f" and {len(listed) - MAX_LISTED} more" if len(listed) > MAX_LISTED else ""
+    return InputError(
+        f"{table.name}: all particles must have one box size, found {sizes}{more};"
+        " crop, pad or re-extract them"
+    )
+
+
+def _box_text(shape: tuple[int, ...] | list[int]) -> str:
+    return " x ".join(map(str, shape[::-1]))

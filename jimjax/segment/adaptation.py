@@ -1,0 +1,388 @@
+"""What each method asks of a segmentation network, step by step.
+
+Source particles have masks, target particles have none. A ``Method`` sees both in one batch and
+says which terms are minimised; all share the network, the losses, the teacher and the loop.
+
+References: Li et al., Vox-UDA; Ganin et al. 2016 (DANN); Liu et al. 2020 (PDAM); Xu et al. 2023
+(ASC); Zhao et al. 2022 (LE-UDA, of which only the outline is published: what is here is our
+reading). What Vox-UDA leaves open is decided here: both the clean and the noisy source are
+segmented, by cross entropy and soft Dice; domains are told apart by the deepest features.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from jimjax.mesh import map_batch
+from jimjax.models import functional
+from jimjax.models.discriminator import reversal_ramp, reverse_gradient
+from jimjax.models.functional import Network
+from jimjax.models.voxresnet import Segmented
+from jimjax.ops import noise
+from jimjax.ops.bilateral_filters import bilateral, gradient_bilateral
+from jimjax.ops.correlation import standardize
+from jimjax.ops.spectrum import highpass, swap_amplitude
+from jimjax.segment import losses
+from jimjax.segment.config import SegmentConfig
+from jimjax.segment.cut_mix import cut_mix_box
+from jimjax.train.step import LossFunction, LossResult
+
+RAMP_SHARPNESS = 5.0  # of the weight of consistency: exp(-5 (1 - t)^2)
+TASK_WEIGHTS = 0.5, 1.5  # least and most that a source particle counts in PDAM
+WITHIN_NOISE = 0.1  # deviation of the noise that the teacher of LE-UDA sees the target with
+
+Terms = dict[str, jax.Array]
+
+
+class Batch(NamedTuple):
+    """Particles of one step.
+
+    Attributes:
+        source: ``(batch, z, y, x)``, normalised.
+        masks: likewise, int8; of the source.
+        target: ``(batch, z, y, x)``, normalised.
+        sampled: ``(devices, num_sampled, z, y, x)`` of the target, a copy for each device.
+    """
+
+    source: Any
+    masks: Any
+    target: Any
+    sampled: Any
+
+
+class Teacher(NamedTuple):
+    """The average of the students so far."""
+
+    params: Any
+    stats: Any
+
+
+class Moving(NamedTuple):
+    """What training changes besides parameters; takes the place of a network's statistics.
+
+    Attributes:
+        stats: batch norm statistics of the segmenter.
+        teacher: None where a method has none.
+        step: steps taken, float32.
+    """
+
+    stats: Any
+    teacher: Teacher | None
+    step: jax.Array
+
+
+class Parts(NamedTuple):
+    """The networks of a method.
+
+    Attributes:
+        segmenter: a VoxResNet.
+        judges: discriminators by name, without statistics.
+    """
+
+    segmenter: Network
+    judges: dict[str, Network]
+
+    def together(self, *, has_teacher: bool) -> Network:
+        """All of them as one network for the training loop."""
+        params = {"segmenter": self.segmenter.params}
+        params |= {name: judge.params for name, judge in self.judges.items()}
+        teacher = None
+        if has_teacher:
+            teacher = Teacher(self.segmenter.params, self.segmenter.stats)
+            teacher = jax.tree.map(jnp.copy, teacher)  # a step consumes what it is given
+        moving = Moving(self.segmenter.stats, teacher, jnp.zeros((), jnp.float32))
+        return Network(None, params, moving)
+
+    def trained(self, params: Any, moving: Moving) -> Network:
+        """The segmenter to keep: the teacher where there is one."""
+        if moving.teacher is not None:
+            return self.segmenter._replace(params=moving.teacher.params, stats=moving.teacher.stats)
+        return self.segmenter._replace(params=params["segmenter"], stats=moving.stats)
+
+
+class View:
+    """What a method can ask in one step."""
+
+    def __init__(
+        self,
+        config: SegmentConfig,
+        parts: Parts,
+        network: Network,
+        mesh: Mesh,
+        progress: jax.Array,
+        epoch: jax.Array,
+    ):
+        self.config, self.mesh = config, mesh
+        self.progress, self.epoch = progress, epoch
+        self._parts, self._params = parts, network.params
+        self.moving = network.stats
+
+    def segment(self, *volumes: jax.Array) -> list[Segmented]:
+        """Asks the student about batches together, so that they are normalised alike."""
+        student = self._parts.segmenter._replace(
+            params=self._params["segmenter"], stats=self.moving.stats
+        )
+        found, stats = functional.apply(student, jnp.concatenate(volumes), train=True)
+        self.moving = self.moving._replace(stats=stats)
+        num = len(volumes[0])
+        return [
+            jax.tree.map(lambda leaf, k=k: leaf[k * num : (k + 1) * num], found)
+            for k in range(len(volumes))
+        ]
+
+    def ask_teacher(self, volumes: jax.Array) -> jax.Array:
+        """Probabilities ``(batch, z, y, x, k)``, which nothing is differentiated through."""
+        network = self._parts.segmenter._replace(
+            params=self.moving.teacher.params, stats=self.moving.teacher.stats
+        )
+        found, _ = functional.apply(network, volumes, train=False)
+        return jax.lax.stop_gradient(jax.nn.softmax(found.logits))
+
+    def tell_apart(self, name: str, source: jax.Array, target: jax.Array) -> jax.Array:
+        """How badly a discriminator tells domains apart; what it is shown gets worse at it."""
+        strength = reversal_ramp(self.progress)
+        seen = reverse_gradient(jnp.concatenate([source, target]), strength)
+        logits = self.judge(name, seen)
+        is_source = jnp.arange(len(seen)) < len(source)
+        return losses.domain_loss(logits, is_source)
+
+    def judge(self, name: str, seen: jax.Array) -> jax.Array:
+        """Logits of a discriminator."""
+        judge = self._parts.judges[name]._replace(params=self._params[name])
+        return functional.apply(judge, seen, train=True)[0]
+
+    def consistency_weight(self) -> jax.Array:
+        """Grows as a sigmoid until ``consistency_epochs``."""
+        share = jnp.clip(self.epoch / self.config.consistency_epochs, 0, 1)
+        return self.config.consistency_weight * jnp.exp(-RAMP_SHARPNESS * (1 - share) ** 2)
+
+    def each(self, function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+        """Applies a function of one particle to all of a batch."""
+        return map_batch(function, self.mesh)(*arrays)
+
+    def in_style(self, volumes: jax.Array, others: jax.Array) -> jax.Array:
+        """Volumes with the low amplitudes of others, normalised."""
+        swap = functools.partial(swap_amplitude, fraction=self.config.band)
+        return self.each(lambda own, other: standardize(swap(own, other)), volumes, others)
+
+
+# (view, batch, key) -> terms whose sum is minimised.
+Method = Callable[[View, Batch, jax.Array], Terms]
+
+
+def build_loss(
+    config: SegmentConfig, parts: Parts, mesh: Mesh, *, num_steps: int, steps_per_epoch: int
+) -> LossFunction:
+    """The loss of a method.
+
+    Args:
+        config: which, and how.
+        parts: its networks, for their static structure.
+        mesh: devices.
+        num_steps: of the whole training.
+        steps_per_epoch: as it says.
+
+    Returns:
+        A loss of ``Parts.together`` and a ``Batch``.
+    """
+    method = METHODS[config.method]
+
+    def loss(network: Network, batch: Batch, key: jax.Array) -> tuple[jax.Array, LossResult]:
+        step = network.stats.step
+        moving = network.stats
+        if moving.teacher is not None:
+            student = Teacher(network.params["segmenter"], moving.stats)
+            moving = moving._replace(teacher=average(moving.teacher, student, step, config))
+            network = network._replace(stats=moving)
+        view = View(config, parts, network, mesh, step / num_steps, step / steps_per_epoch)
+        terms = method(view, batch, key)
+        return sum(terms.values()), LossResult(view.moving._replace(step=step + 1), terms)
+
+    return loss
+
+
+def average(teacher: Teacher, student: Teacher, step: jax.Array, config: SegmentConfig) -> Teacher:
+    """Moves the teacher towards the student: the plain mean at first, then with a fixed decay."""
+    decay = jnp.minimum(1 - 1 / (step + 1), config.ema_decay)
+    student = jax.lax.stop_gradient(student)
+    return jax.tree.map(
+        lambda old, new: (
+            decay * old + (1 - decay) * new if jnp.issubdtype(old.dtype, jnp.floating) else new
+        ),
+        teacher,
+        student,
+    )
+
+
+def segmentation(found: Segmented, masks: jax.Array) -> jax.Array:
+    """Cross entropy and soft Dice."""
+    return losses.cross_entropy(found.logits, masks) + losses.soft_dice_loss(found.logits, masks)
+
+
+def _source_only(view: View, batch: Batch, key: jax.Array) -> Terms:
+    del key
+    (source,) = view.segment(batch.source)
+    return {"segmentation": segmentation(source, batch.masks)}
+
+
+def _dann(view: View, batch: Batch, key: jax.Array) -> Terms:
+    del key
+    source, target = view.segment(batch.source, batch.target)
+    apart = view.tell_apart("features", source.taps[-1], target.taps[-1])
+    return {
+        "segmentation": segmentation(source, batch.masks),
+        "domain": view.config.adversarial * apart,
+    }
+
+
+def _pdam(view: View, batch: Batch, key: jax.Array) -> Terms:
+    """Two discriminators, and source particles count more the more like the target they look."""
+    del key
+    source, target = view.segment(batch.source, batch.target)
+    told = view.judge("features", source.taps[-1]).reshape(len(batch.source), -1)
+    share = jax.nn.sigmoid(jax.lax.stop_gradient(told).mean(axis=1))
+    counts = jnp.clip((1 - share) / share, *TASK_WEIGHTS)[:, None, None, None]
+    shape = batch.masks.shape
+    weights = jnp.broadcast_to(counts, shape)
+    segmented = losses.cross_entropy(source.logits, batch.masks, weights=weights)
+    segmented += losses.soft_dice_loss(source.logits, batch.masks, weights=weights)
+    masks = [jax.nn.softmax(found.logits) for found in (source, target)]
+    apart = view.tell_apart("features", source.taps[-1], target.taps[-1])
+    apart += view.tell_apart("masks", *masks)
+    return {"segmentation": segmented, "domain": view.config.adversarial * apart}
+
+
+def _asc(view: View, batch: Batch, key: jax.Array) -> Terms:
+    """Source in both appearances; students of mixed targets agree with the teacher's mixture."""
+    styled = view.in_style(batch.source, batch.target)
+    back = view.in_style(batch.target, batch.source)
+    other_rows = jnp.roll(jnp.arange(len(batch.target)), 1)
+    boxes = jax.vmap(lambda k: cut_mix_box(k, batch.target.shape[1:]))(
+        jax.random.split(key, len(batch.target))
+    )
+
+    def mix(own: jax.Array) -> jax.Array:
+        inside = boxes.reshape(*boxes.shape, *[1] * (own.ndim - boxes.ndim))
+        return jnp.where(inside, own[other_rows], own)
+
+    source, in_target, mixed, mixed_back = view.segment(
+        batch.source, styled, mix(batch.target), mix(back)
+    )
+    # Each appearance is taught by what the teacher says of the other one.
+    taught = mix(view.ask_teacher(back)), mix(view.ask_teacher(batch.target))
+    asked = (jax.nn.softmax(found.logits) for found in (mixed, mixed_back))
+    agreement = sum(jnp.mean((a - b) ** 2) for a, b in zip(asked, taught, strict=True)) / 2
+    segmented = (segmentation(source, batch.masks) + segmentation(in_target, batch.masks)) / 2
+    return {
+        "segmentation": segmented,
+        "agreement": view.consistency_weight() * agreement,
+    }
+
+
+def _le_uda(view: View, batch: Batch, key: jax.Array) -> Terms:
+    """Our reading: agreement between domains and within the target, and doubt that tells none."""
+    styled = view.in_style(batch.source, batch.target)
+    back = view.in_style(batch.target, batch.source)
+    source, in_target, target = view.segment(batch.source, styled, batch.target)
+    disturbed = batch.target + WITHIN_NOISE * jax.random.normal(key, batch.target.shape)
+    asked = jax.nn.softmax(target.logits)
+    between = jnp.mean((asked - view.ask_teacher(back)) ** 2)
+    within = jnp.mean((asked - view.ask_teacher(disturbed)) ** 2)
+    segmented = (segmentation(source, batch.masks) + segmentation(in_target, batch.masks)) / 2
+    doubts = [entropy_map(found.logits) for found in (source, target)]
+    return {
+        "segmentation": segmented,
+        "agreement": view.consistency_weight() * (between + within) / 2,
+        "domain": view.config.adversarial * view.tell_apart("doubt", *doubts),
+    }
+
+
+def _vox_uda(view: View, batch: Batch, key: jax.Array) -> Terms:
+    config, parts = view.config, [batch.source, batch.target]
+    if config.noise != "none":
+        parts.insert(1, add_target_noise(view, batch, key))
+    found = view.segment(*parts)
+    source, target = found[0], found[-1]
+    terms = {"segmentation": sum(segmentation(f, batch.masks) for f in found[:-1])}
+    terms["segmentation"] /= len(found) - 1
+    if config.noise != "none":
+        terms["consistency"] = losses.consistency(
+            source.taps, found[1].taps, weights=config.consistency
+        )
+    apart = view.tell_apart("features", source.taps[-1], target.taps[-1])
+    terms["domain"] = config.adversarial * apart
+    if config.denoiser != "none":
+        told = view.ask_teacher(denoise(view, batch.target))
+        labels = jnp.argmax(told, axis=-1)
+        is_sure = (jnp.max(told, axis=-1) >= config.confidence).astype(jnp.float32)
+        pseudo = losses.cross_entropy(target.logits, labels, weights=is_sure)
+        terms["pseudo"] = pseudo + losses.soft_dice_loss(target.logits, labels, weights=is_sure)
+    return terms
+
+
+def add_target_noise(view: View, batch: Batch, key: jax.Array) -> jax.Array:
+    """Source particles with noise of the target's variance, normalised."""
+    config = view.config
+    variance = noise.noise_variance(
+        batch.sampled[0], fraction=config.kept, order=config.variance_order
+    )
+    keys = jax.random.split(key, len(batch.source))
+
+    def add(key: jax.Array, volume: jax.Array, variance: jax.Array) -> jax.Array:
+        return standardize(noise.draw_noise(key, volume, variance, kind=config.noise))
+
+    return view.each(add, keys, batch.source, jnp.broadcast_to(variance, len(keys)))
+
+
+def denoise(view: View, volumes: jax.Array) -> jax.Array:
+    """Particles without much of their noise, normalised."""
+    config = view.config
+    sigmas = {"sigma_space": config.sigma_space, "sigma_range": config.sigma_range}
+    filters: dict[str, Callable[[jax.Array], jax.Array]] = {
+        "ngm": lambda volume: volume - highpass(volume, fraction=config.kept),
+        "bilateral": functools.partial(bilateral, **sigmas),
+        "gradient-bilateral": functools.partial(gradient_bilateral, **sigmas),
+    }
+    smooth = filters[config.denoiser]
+    return view.each(lambda volume: standardize(smooth(volume)), volumes)
+
+
+def entropy_map(logits: jax.Array) -> jax.Array:
+    """``-p log p`` of each class, ``(batch, z, y, x, k)``."""
+    log = jax.nn.log_softmax(logits)
+    return -jnp.exp(log) * log
+
+
+METHODS: Mapping[str, Method] = {
+    "source-only": _source_only,
+    "supervised": _source_only,  # of the target, which then is the source
+    "dann": _dann,
+    "pdam": _pdam,
+    "asc": _asc,
+    "le-uda": _le_uda,
+    "vox-uda": _vox_uda,
+}
+JUDGES: Mapping[str, tuple[str, ...]] = {
+    "dann": ("features",),
+    "pdam": ("features", "masks"),
+    "le-uda": ("doubt",),
+    "vox-uda": ("features",),
+}
+
+
+def build_optimizer(config: SegmentConfig, steps_per_epoch: int) -> Any:
+    """Adam whose learning rate drops by steps."""
+    from jimjax.train.state import adam
+
+    schedule = optax.exponential_decay(
+        config.learning_rate,
+        config.epochs_per_drop * steps_per_epoch,
+        config.learning_rate_decay,
+        staircase=True,
+    )
+    return adam(schedule)
