@@ -165,3 +165,14 @@ def test_table_has_mean_and_spread_of_seeds():
     shared |= {"ari": 0.5, "nmi": 0.5, "v_measure": 0.5, "balanced_accuracy": 0.8, "seconds": 9.0}
     results = [{**shared, "accuracy": 0.8 + seed / 10, "seed": seed} for seed in range(3)]
     assert "| disca | fresh | 0.900 ± 0.082 | 9 |" in make_table(results)
+
+
+def test_seconds_of_different_devices_are_not_mixed():
+    scores = {"dataset": "five", "snr": 0.1, "scored_on": "fresh", "accuracy": 1.0}
+    timed = [(1.0, "gpu"), (900.0, "gpu"), (3.0, "gpu"), (70.0, "cpu")]
+    results = [
+        {**scores, "method": "disca", "seed": seed, "seconds": seconds, "device": device}
+        for seed, (seconds, device) in enumerate(timed)
+    ]
+    table = make_table(results)
+    assert "| disca | fresh | 1.000 ± 0.000 | 3 gpu |" in table
