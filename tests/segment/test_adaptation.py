@@ -32,6 +32,7 @@ CONFIG = SegmentConfig(
     preset="small", epochs=2, batch_size=4, num_sampled=3, ema_decay=0.9, consistency_epochs=1
 )
 METHODS = get_args(Method)
+slow = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +84,10 @@ def test_masks_of_particles_without_noise_are_learned(source):
     assert score_segmentation(found > 0.5, fresh.masks)["mean_dice"] > 0.7
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=slow) if m in ("dann", "le-uda") else m for m in METHODS],
+)
 def test_every_method_looks_at_what_it_says_and_nothing_else(method, source, target):
     blind = dataclasses.replace(target, masks=None)
     config = configured(method, epochs=1)
@@ -101,7 +105,7 @@ def test_every_method_looks_at_what_it_says_and_nothing_else(method, source, tar
             train_segmenter(config, dataclasses.replace(source, masks=None), target)
 
 
-@pytest.mark.parametrize("method", ["vox-uda", pytest.param("pdam", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["vox-uda", pytest.param("pdam", marks=slow)])
 def test_interrupted_and_resumed_training_is_the_uninterrupted_one(
     method, source, target, tmp_path
 ):
@@ -130,9 +134,6 @@ def usual(surest, source, target):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(training.PRESETS, "small", lambda box: SIZES)
         return train_segmenter(surest, source, target)
-
-
-slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
@@ -259,7 +260,7 @@ def test_domains_of_other_boxes_or_scales_are_errors(source, target):
         train_segmenter(CONFIG, source, other)
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("method", METHODS)
 def test_four_devices_learn_what_one_does(method):
     script = f"""
