@@ -30,6 +30,7 @@ from jimjax.ops.spectrum import highpass, swap_amplitude
 from jimjax.segment import losses
 from jimjax.segment.config import SegmentConfig
 from jimjax.segment.cut_mix import cut_mix_box
+from jimjax.train.state import Optimizer, adam
 from jimjax.train.step import LossFunction, LossResult
 
 RAMP_SHARPNESS = 5.0  # of the weight of consistency: exp(-5 (1 - t)^2)
@@ -375,10 +376,8 @@ JUDGES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def build_optimizer(config: SegmentConfig, steps_per_epoch: int) -> Any:
+def build_optimizer(config: SegmentConfig, steps_per_epoch: int) -> Optimizer:
     """Adam whose learning rate drops by steps."""
-    from jimjax.train.state import adam
-
     schedule = optax.exponential_decay(
         config.learning_rate,
         config.epochs_per_drop * steps_per_epoch,

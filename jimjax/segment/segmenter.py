@@ -14,7 +14,6 @@ from jimjax.models.weights import Description, Weights
 from jimjax.progress import Progress
 from jimjax.segment import tiles
 
-THRESHOLD = 0.5  # probability from which a voxel is the particle's
 CHUNK = 16  # boxes at a time; has no influence on the result
 
 
