@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jimjax.models.blocks import Conv, ConvTranspose, batch_norm
+from jimjax.ops.conv import conv3d
 
 SHRINKAGE = 8  # of the box between input and deepest maps: three halvings
 HEADS = ((3, 1), (4, 2), (6, 4), (10, 8))  # kernel and stride of the transposed convolutions
@@ -94,8 +96,15 @@ class VoxResNet(nnx.Module):
         taps = [maps]
         for stage in self.stages:
             taps.append(stage(taps[-1], train=train))
-        logits = sum(head(maps) for head, maps in zip(self.heads, taps, strict=True))
-        return Segmented(logits, tuple(taps))
+        return Segmented(self._logits(taps), tuple(taps))
+
+    def _logits(self, taps: list[jax.Array]) -> jax.Array:
+        """Sums what the heads say, by one convolution that has the kernels of all."""
+        spread = [head(maps) for head, maps in zip(self.heads, taps, strict=True)]
+        closings = [head.closing for head in self.heads]
+        kernel = jnp.concatenate([closing.kernel[...] for closing in closings], axis=3)
+        bias = sum(closing.bias[...] for closing in closings)
+        return conv3d(jnp.concatenate(spread, axis=-1), kernel) + bias
 
 
 class Stage(nnx.Module):
@@ -130,15 +139,15 @@ class Residual(nnx.Module):
 
 
 class Head(nnx.Module):
-    """Logits at full resolution of maps at one of the four."""
+    """What maps of one resolution say at full resolution, and the convolution that closes it."""
 
     def __init__(self, num_in: int, num_classes: int, size: int, stride: int, rngs: nnx.Rngs):
         self.spread = ConvTranspose(num_in, num_in, size=size, stride=stride, rngs=rngs)
         self.closing = _conv(num_in, num_classes, rngs, scale=CLOSING_SCALE)
 
     def __call__(self, maps: jax.Array) -> jax.Array:
-        """Maps ``(batch, z, y, x, num_in)`` to logits of ``stride`` times as many voxels a side."""
-        return self.closing(nnx.relu(self.spread(maps)))
+        """Maps ``(batch, z, y, x, num_in)`` to ``stride`` times as many voxels a side."""
+        return nnx.relu(self.spread(maps))
 
 
 def paper(box: int, num_classes: int = 2) -> VoxResNetConfig:

@@ -113,8 +113,7 @@ def _gradients_on_cpu(
 ) -> tuple[jax.Array, jax.Array]:
     dtype = x.dtype
     x, kernel, cotangent = _in_accumulator(x, kernel, cotangent)
-    x_gradient = cpu.input_gradient(x.shape, kernel, cotangent, window)
-    kernel_gradient = cpu.kernel_gradient(x, kernel, cotangent, window)
+    x_gradient, kernel_gradient = cpu.gradients(x, kernel, cotangent, window)
     return x_gradient.astype(dtype), kernel_gradient.astype(dtype)
 
 

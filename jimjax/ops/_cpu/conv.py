@@ -38,8 +38,8 @@ UNIT_WINDOW = Window((1, 1, 1), (1, 1, 1), ((0, 0), (0, 0), (0, 0)))
 def convolve(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     """Convolves in the form that is fastest for the layer."""
     if _is_foldable(kernel.shape, window):
-        folded = _fold_volume(x, kernel.shape, window), _fold_kernel(kernel, window)
-        return convolve(*folded, UNIT_WINDOW)
+        flat = kernel.reshape(-1, kernel.shape[-1])
+        return lax.map(lambda volume: _patches(volume, kernel.shape, window) @ flat, x)
     num_in, num_out = kernel.shape[3:]
     if num_out <= NARROW_CHANNELS < num_in:
         return _products_first(x, kernel, window)
@@ -57,6 +57,42 @@ def _is_foldable(kernel_shape: tuple[int, ...], window: Window) -> bool:
         and window.strides != (1, 1, 1)
         and window.dilations == (1, 1, 1)
     )
+
+
+def _patches(volume: jax.Array, kernel_shape: tuple[int, ...], window: Window) -> jax.Array:
+    """What the kernel sees at each step over ``(z, y, x, channels)``, as one row.
+
+    Windows of k taps, s apart, are made of ceil(k / s) neighbouring blocks of s voxels, so that a
+    few slices along each axis take the place of one for each tap.
+
+    Returns:
+        ``(z', y', x', kz ky kx channels)``.
+    """
+    zero = jnp.zeros((), volume.dtype)
+    steps = _out_shape((1, *volume.shape), kernel_shape, window)
+    for number, (m, k, s, (low, _)) in enumerate(
+        zip(steps, kernel_shape[:3], window.strides, window.pads, strict=True)
+    ):
+        axis, num_blocks = 2 * number, -(-k // s)
+        edges = [(0, 0, 0)] * volume.ndim
+        edges[axis] = (low, (m - 1 + num_blocks) * s - volume.shape[axis] - low, 0)
+        padded = lax.pad(volume, zero, edges)
+        blocks = padded.reshape(*padded.shape[:axis], -1, s, *padded.shape[axis + 1 :])
+        windows = [lax.slice_in_dim(blocks, i, i + m, axis=axis) for i in range(num_blocks)]
+        joined = jnp.concatenate(windows, axis=axis + 1)
+        volume = lax.slice_in_dim(joined, 0, k, axis=axis + 1)
+    return volume.transpose(0, 2, 4, 1, 3, 5, 6).reshape(*steps, -1)
+
+
+def _spread_patches(
+    shape: tuple[int, ...], kernel: jax.Array, cotangent: jax.Array, window: Window
+) -> jax.Array:
+    """Applies the adjoint of ``convolve`` as the adjoint of ``_patches``."""
+    flat = kernel.reshape(-1, kernel.shape[-1])
+    volume = jax.ShapeDtypeStruct(shape[1:], cotangent.dtype)
+    gather = functools.partial(_patches, kernel_shape=kernel.shape, window=window)
+    spread = jax.linear_transpose(gather, volume)
+    return lax.map(lambda steps: spread(steps @ flat.T)[0], cotangent)
 
 
 def _fold_volume(x: jax.Array, kernel_shape: tuple[int, ...], window: Window) -> jax.Array:
@@ -148,16 +184,22 @@ def _convolve_back(
     """The same convolution of the cotangent, spread by the stride, with the flipped kernel."""
     spread = [(0, 0, step - 1) for step in window.strides]
     spread = lax.pad(cotangent, jnp.zeros((), cotangent.dtype), [(0, 0, 0), *spread, (0, 0, 0)])
-    reach = [d * (k - 1) for d, k in zip(window.dilations, kernel.shape[:3], strict=True)]
-    low = [r - lo for r, (lo, _) in zip(reach, window.pads, strict=True)]
-    high = [
-        n + r - m - lo
-        for n, r, m, lo in zip(shape[1:4], reach, spread.shape[1:4], low, strict=True)
-    ]
-    pads = tuple(zip(low, high, strict=True))
-    adjoint = Window((1, 1, 1), window.dilations, pads)
+    adjoint = _adjoint_window(shape, kernel.shape, spread.shape, window)
     flipped = kernel[::-1, ::-1, ::-1].swapaxes(3, 4)
     return convolve(spread, flipped, adjoint)
+
+
+def gradients(
+    x: jax.Array, kernel: jax.Array, cotangent: jax.Array, window: Window
+) -> tuple[jax.Array, jax.Array]:
+    """Applies the adjoint of ``convolve`` in its input and in its kernel."""
+    num_in, num_out = kernel.shape[3:]
+    if num_out <= NARROW_CHANNELS < num_in and window.strides == (1, 1, 1):
+        return _narrow_gradients(x, kernel, cotangent, window)
+    return (
+        input_gradient(x.shape, kernel, cotangent, window),
+        kernel_gradient(x, kernel, cotangent, window),
+    )
 
 
 def input_gradient(
@@ -165,6 +207,8 @@ def input_gradient(
 ) -> jax.Array:
     """Applies the adjoint of ``convolve`` in its input, of the given shape."""
     if _is_foldable(kernel.shape, window):
+        if math.prod(cotangent.shape[1:4]) <= SMALL_OUTPUT:
+            return _spread_patches(shape, kernel, cotangent, window)
         x = jax.ShapeDtypeStruct(shape, cotangent.dtype)
         fold = functools.partial(_fold_volume, kernel_shape=kernel.shape, window=window)
         folded = jax.eval_shape(fold, x).shape
@@ -178,12 +222,20 @@ def input_gradient(
 def kernel_gradient(
     x: jax.Array, kernel: jax.Array, cotangent: jax.Array, window: Window
 ) -> jax.Array:
-    """Sums over examples and slabs of them: all taps of a voxel as one row, one product."""
+    """Sums over examples, or slabs of them: all taps of a voxel as one row, one product."""
     if _is_foldable(kernel.shape, window):
-        fold = functools.partial(_fold_kernel, window=window)
-        volumes = _fold_volume(x, kernel.shape, window)
-        gradient = kernel_gradient(volumes, fold(kernel), cotangent, UNIT_WINDOW)
-        return jax.linear_transpose(fold, kernel)(gradient)[0]
+        rows = cotangent.reshape(cotangent.shape[0], -1, kernel.shape[-1])
+
+        def add_example(
+            total: jax.Array, example: tuple[jax.Array, jax.Array]
+        ) -> tuple[jax.Array, None]:
+            volume, rows = example
+            columns = _patches(volume, kernel.shape, window).reshape(len(rows), -1)
+            return total + rows.T @ columns, None
+
+        zeros = jnp.zeros((kernel.shape[-1], math.prod(kernel.shape[:4])), x.dtype)
+        total, _ = lax.scan(add_example, zeros, (x, rows))
+        return total.T.reshape(kernel.shape)
     padded, num_out = _pad(x, window), kernel.shape[-1]
     batch, depth, height, width = cotangent.shape[:4]
     thickness = _chunk(depth, height * width)
@@ -206,6 +258,49 @@ def kernel_gradient(
     zeros = jnp.zeros((num_out, math.prod(kernel.shape[:4])), x.dtype)
     total, _ = lax.scan(add_slab, zeros, slabs)
     return total.T.reshape(kernel.shape)
+
+
+def _narrow_gradients(
+    x: jax.Array, kernel: jax.Array, cotangent: jax.Array, window: Window
+) -> tuple[jax.Array, jax.Array]:
+    """Both gradients of few outputs: all that a voxel has a share in as one column, kept short.
+
+    The columns serve both products; channels come before voxels, so that each is a copied row.
+    """
+    num_in, num_out = kernel.shape[3:]
+    adjoint = _adjoint_window(x.shape, kernel.shape, cotangent.shape, window)
+    flipped = kernel[::-1, ::-1, ::-1]
+    flat = flipped.swapaxes(3, 4).reshape(-1, num_in)
+
+    def add_example(
+        total: jax.Array, example: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        volume, gradient = example
+        spread = jnp.pad(jnp.moveaxis(gradient, -1, 0), ((0, 0), *adjoint.pads))
+        reached = _taps(spread[..., None], kernel.shape, adjoint)
+        columns = jnp.concatenate(reached).reshape(len(flat), -1)
+        x_gradient = (columns.T @ flat).reshape(volume.shape)
+        return total + columns @ volume.reshape(-1, num_in), x_gradient
+
+    total, x_gradient = lax.scan(add_example, jnp.zeros(flat.shape, x.dtype), (x, cotangent))
+    total = total.reshape(*kernel.shape[:3], num_out, num_in).swapaxes(3, 4)
+    return x_gradient, total[::-1, ::-1, ::-1]
+
+
+def _adjoint_window(
+    shape: tuple[int, ...],
+    kernel_shape: tuple[int, ...],
+    spread_shape: tuple[int, ...],
+    window: Window,
+) -> Window:
+    """How the flipped kernel walks over a cotangent that was spread by the stride."""
+    reach = [d * (k - 1) for d, k in zip(window.dilations, kernel_shape[:3], strict=True)]
+    low = [r - lo for r, (lo, _) in zip(reach, window.pads, strict=True)]
+    high = [
+        n + r - m - lo
+        for n, r, m, lo in zip(shape[1:4], reach, spread_shape[1:4], low, strict=True)
+    ]
+    return Window((1, 1, 1), window.dilations, tuple(zip(low, high, strict=True)))
 
 
 def _pad(x: jax.Array, window: Window) -> jax.Array:
