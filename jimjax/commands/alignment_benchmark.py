@@ -18,7 +18,7 @@ FOLDER = "snr_{snr:g}"
 
 def measure(benchmark: "Benchmark", densities: list[Any]) -> None:
     """Runs the methods whose results are not there yet, at every noise."""
-    for snr in benchmark.snr:
+    for snr in benchmark.snrs:
         _measure_at(benchmark, snr, densities)
 
 

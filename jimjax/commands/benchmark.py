@@ -6,18 +6,26 @@ from typing import Any, Literal
 
 import tyro
 
-from jimjax.commands import alignment_benchmark, alignment_methods, clustering_benchmark
+from jimjax.commands import (
+    alignment_benchmark,
+    alignment_methods,
+    clustering_benchmark,
+    segmentation_benchmark,
+)
 
 SNRS = (100.0, 0.1, 0.05, 0.03, 0.01)
-TASKS = {"alignment": alignment_benchmark, "clustering": clustering_benchmark}
+TASKS = {
+    "alignment": alignment_benchmark,
+    "clustering": clustering_benchmark,
+    "segmentation": segmentation_benchmark,
+    "ablation": segmentation_benchmark,
+}
 KNOWN = {
     "alignment": tuple(alignment_methods.METHODS),
     "clustering": clustering_benchmark.KNOWN,
+    **{task: tuple(rows) for task, rows in segmentation_benchmark.TASKS.items()},
 }
-DEFAULT = {
-    "alignment": KNOWN["alignment"],
-    "clustering": clustering_benchmark.DEFAULT,
-}
+DEFAULT = {**KNOWN, "clustering": clustering_benchmark.DEFAULT}
 
 
 @dataclass(frozen=True)
@@ -46,31 +54,42 @@ class Benchmark:
     classify fresh particles: "transfer-taught" learned the same classes, "protonet" and
     "protonet-ce" all but two, which they tell apart by five examples of each (100 episodes).
 
+    "segmentation" compares ways from simulated particles with masks (the source, SNR 0.03 and
+    0.05) to other structures under another microscope (the target: tilts -50 to 65 degrees,
+    underfocus 2.5 to 4.5 micrometre, coloured noise): the methods of jimjax segment train,
+    Vox-UDA with each of its denoisers, of several seeds, scored on fresh particles of the target.
+    "ablation" compares Vox-UDA with parts left out and other settings, in the same way.
+
     Writes OUT/results.json, OUT/table.md and OUT/curves.png. Results that OUT already holds are
     kept, so that an interrupted benchmark goes on.
 
     Attributes:
         task: what is compared.
         out: folder to write.
-        preset: small: 100 particles of each class, for two cores; paper: 1000, for a GPU.
+        preset: small: for two cores, 100 particles of each class; paper: for a GPU, 1000. Of the
+            target, 60 and 344, and of the source 50 and 500 at each SNR.
         structures: .pdb .cif .mrc and so on, one per class; five built-in phantoms if not given.
+        source_structures: likewise, of the source of "segmentation" and "ablation", which those of
+            the target should not be among.
         symmetries: point group of each structure, such as C1 or D4; all C1 if not given. Poses of
             a symmetric structure are scored modulo its group, which no method is told.
-        snr: variance of signal over variance of noise.
+        snr: variance of signal over variance of noise; of the target for "segmentation" and
+            "ablation". 100, 0.1, 0.05, 0.03 and 0.01 if not given, or 0.04 for the target.
         methods: which to run; all but the "-random" ones if not given.
         ctf: simulate with a contrast transfer function at 2 micrometre underfocus, the same for
             all particles, and a detector's envelope. No method is told: averages of the em have
             it too, and maps given as references are fitted shell by shell, signs included.
-        seed: of all that is random; the first one for clustering.
-        num_seeds: how many seeds, for clustering.
+        seed: of all that is random; the first one, where there are several.
+        num_seeds: how many seeds; alignment has one.
     """
 
-    task: tyro.conf.Positional[Literal["alignment", "clustering"]]
+    task: tyro.conf.Positional[Literal["alignment", "clustering", "segmentation", "ablation"]]
     out: Path
     preset: Literal["small", "paper"] = "small"
     structures: tuple[Path, ...] = ()
+    source_structures: tuple[Path, ...] = ()
     symmetries: tuple[str, ...] = ()
-    snr: tuple[float, ...] = SNRS
+    snr: tuple[float, ...] = ()
     methods: tuple[str, ...] = ()
     ctf: bool = False
     seed: int = 0
@@ -81,11 +100,20 @@ class Benchmark:
         """The methods to run."""
         return self.methods or DEFAULT[self.task]
 
+    @property
+    def adapts(self) -> bool:
+        """Whether there are a source and a target."""
+        return self.task in segmentation_benchmark.TASKS
+
+    @property
+    def snrs(self) -> tuple[float, ...]:
+        """Noises of the particles, or of the target."""
+        return self.snr or (segmentation_benchmark.SNRS if self.adapts else SNRS)
+
     def run(self) -> None:
         """Simulates, runs what is missing, and writes the table."""
         from jimjax.commands import benchmark_data, files
         from jimjax.commands.train import training_exits
-        from jimjax.report import alignment, clustering
 
         self._check()
         settings = {
@@ -96,6 +124,9 @@ class Benchmark:
             "ctf": self.ctf,
             "seed": self.seed,
         }
+        if self.adapts:
+            names = [path.name for path in self.source_structures]
+            settings["source_structures"] = names or ["phantoms"]
         densities = benchmark_data.read_densities(self.structures, self.symmetries, self.seed)
         self._remember(settings)
         task = TASKS[self.task]
@@ -103,13 +134,28 @@ class Benchmark:
             task.measure(self, densities)
         results = task.results(self.out)
         files.write_json(self.out / "results.json", {**settings, "results": results})
+        self._write_table(results)
+
+    def _write_table(self, results: list[dict[str, Any]]) -> None:
+        from jimjax.report import alignment, clustering, segmentation
+
+        curves = self.out / "curves.png"
         if self.task == "alignment":
             names = [path.name.split(".")[0] for path in self.structures]
-            table, draw_curves = alignment.make_table(results, names), alignment.draw_curves
+            table = alignment.make_table(results, names)
+            alignment.draw_curves(results, curves)
+        elif self.task == "clustering":
+            table = clustering.make_table(results)
+            clustering.draw_curves(results, curves)
         else:
-            table, draw_curves = clustering.make_table(results), clustering.draw_curves
+            make = (
+                segmentation.make_ablation_table
+                if self.task == "ablation"
+                else segmentation.make_table
+            )
+            table = make(results)
+            segmentation.draw_bars(results, curves)
         (self.out / "table.md").write_text(table, encoding="utf-8")
-        draw_curves(results, self.out / "curves.png")
         print(table)
 
     def _check(self) -> None:
@@ -120,15 +166,17 @@ class Benchmark:
         files.check_output_folder(self.out)
         if self.num_seeds < 1:
             raise InputError(f"--num-seeds must be 1 or more, got {self.num_seeds}")
-        if not self.snr:
-            raise InputError("--snr needs at least one value")
         if not all(snr > 0 for snr in self.snr):
             raise InputError(f"--snr must be positive, got {min(self.snr):g}")
         for name in self.methods:
             if name not in KNOWN[self.task]:
                 known = ", ".join(KNOWN[self.task])
                 raise InputError(f"--methods: no '{name}' in {self.task}; there are {known}")
-        for path in self.structures:
+        if self.source_structures and not self.adapts:
+            raise InputError(f"--source-structures is of no use to {self.task}")
+        if self.adapts and (self.ctf or self.symmetries):
+            raise InputError(f"--ctf and --symmetries are of no use to {self.task}; leave them out")
+        for path in (*self.structures, *self.source_structures):
             if not path.is_file():
                 raise InputError(f"{path}: no such file")
         if self.symmetries and len(self.symmetries) != len(self.structures):

@@ -237,7 +237,7 @@ def measure(benchmark: "Benchmark", densities: list[Any]) -> None:
 
     # One seed of everything first: a benchmark that is interrupted is complete as far as it goes.
     for seed in range(benchmark.seed, benchmark.seed + benchmark.num_seeds):
-        for dataset in datasets(benchmark.snr):
+        for dataset in datasets(benchmark.snrs):
             folder = benchmark.out / dataset.folder
             paths = {name: folder / f"result_{name}_{seed}.json" for name in benchmark.chosen}
             missing = [name for name, path in paths.items() if not path.exists()]

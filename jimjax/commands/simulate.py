@@ -40,6 +40,7 @@ class Simulate:
         amplitude_contrast: fraction.
         b_factor: envelope, square angstrom.
         mtf: of the detector: where its envelope falls to 1 / e, in Nyquist frequencies; inf: none.
+        noise_corner: frequency at which the noise has half its power, cycles per voxel; inf: white.
         contrast: dark protein as in raw tomograms, or light.
         masks: also write which voxels are the particle, in its pose.
         mask_threshold: of --masks: fraction of the highest density of a class above which a voxel
@@ -64,6 +65,7 @@ class Simulate:
     amplitude_contrast: float = 0.07
     b_factor: float = 0.0
     mtf: float = float("inf")
+    noise_corner: float = float("inf")
     contrast: Literal["dark", "light"] = "dark"
     masks: bool = False
     mask_threshold: float = MASK_THRESHOLD
@@ -109,6 +111,7 @@ class Simulate:
             ctf=self._ctf(),
             contrast=self.contrast,
             mask_threshold=self.mask_threshold if self.masks else None,
+            noise_corner=self.noise_corner,
         )
 
     def _ctf(self) -> "CtfParameters | None":

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jimjax.data.phantom import Phantom, render
 from jimjax.data.subtomograms import Subtomograms
@@ -75,13 +76,15 @@ def simulate(
     contrast: str = "dark",
     box: int = 32,
     mask_threshold: float | None = None,
+    noise_corner: float = math.inf,
 ) -> Subtomograms:
     """Simulates a data set in which every class has its own density.
 
         particle = wedge * ctf * s T(R, t) density + noise,   s = -1 for dark, +1 for light
 
-    Rotations are uniform on SO(3) (Haar) and shifts uniform in a cube, not rounded. Noise is white
-    and Gaussian before the wedge takes its part away. It is scaled for each particle so that
+    Rotations are uniform on SO(3) (Haar) and shifts uniform in a cube, not rounded. Noise is
+    Gaussian, and white unless ``noise_corner`` is given, before the wedge takes its part away. It
+    is scaled for each particle so that
 
         snr = var(signal) / var(noise)
 
@@ -120,6 +123,8 @@ def simulate(
         mask_threshold: fraction, between 0 and 1, of the highest voxel of a class's density at
             rest, which is the same for all particles of the class; none makes no masks. Nothing
             else that is drawn depends on it.
+        noise_corner: frequency at which the power of the noise has fallen to one half, cycles per
+            voxel: ``1 / (1 + (k / noise_corner)^2)``, as of crowded surroundings; inf: white.
 
     Returns:
         Subtomograms with rotations ``(n, 3, 3)``, shifts ``(n, 3)`` in voxels, 0-based labels, and
@@ -129,6 +134,8 @@ def simulate(
         InputError: if an argument is out of range, the densities differ in shape, or one of which
             a mask is wanted is nowhere positive.
     """
+    if not noise_corner > 0:
+        raise InputError(f"noise_corner must be above 0 (inf for white), got {noise_corner:g}")
     if ctf is not None and not ctf.mtf > 0:
         raise InputError(f"mtf must be above 0 (inf for none), got {ctf.mtf:g}")
     shape = _common_shape(densities, box)
@@ -144,6 +151,7 @@ def simulate(
         is_noisy=not math.isinf(snr),
         voxel_size=float(voxel_size),
         ctf=None if ctf is None else ctf._replace(defocus=0.0),  # each particle brings its own
+        noise_corner=float(noise_corner),
     )
     volumes = np.empty((len(plan.labels), *shape), np.float32)
     masks = None if levels is None else np.empty(volumes.shape, bool)
@@ -243,7 +251,7 @@ def _render_chunk(molecule: Phantom, poses: Pose, shape: tuple[int, int, int]) -
     return jax.vmap(lambda pose: render(molecule, shape, pose))(poses)
 
 
-@partial(jax.jit, static_argnames=("is_noisy", "voxel_size", "ctf"))
+@partial(jax.jit, static_argnames=("is_noisy", "voxel_size", "ctf", "noise_corner"))
 def _measure_chunk(
     keys: jax.Array,
     volumes: jax.Array,
@@ -255,9 +263,13 @@ def _measure_chunk(
     is_noisy: bool,
     voxel_size: float,
     ctf: CtfParameters | None,
+    noise_corner: float,
 ) -> jax.Array:
     """Takes rendered particles through the microscope; one row each of the first four."""
     shape = volumes.shape[1:]
+    colour = 1.0
+    if not math.isinf(noise_corner):
+        colour = lax.rsqrt(1 + (fourier.radial_frequency(shape) / noise_corner) ** 2)
 
     def particle(
         key: jax.Array, volume: jax.Array, tilt_range: jax.Array, defocus: jax.Array
@@ -270,7 +282,7 @@ def _measure_chunk(
         if not is_noisy:
             return signal
         white = jax.random.normal(key, shape)
-        noise = fourier.irfft(fourier.rfft(white) * measured, shape)
+        noise = fourier.irfft(fourier.rfft(white) * measured * colour, shape)
         return signal + noise * jnp.sqrt(jnp.var(signal) / (snr * jnp.var(noise)))
 
     return jax.vmap(particle)(keys, volumes, tilt_ranges, defocus)

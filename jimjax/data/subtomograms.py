@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -77,6 +78,27 @@ class Subtomograms:
                 values[name] = value[rows]
         values["names"] = tuple(self.names[row] for row in rows)
         return Subtomograms(**values)
+
+
+def concatenate(parts: Sequence[Subtomograms]) -> Subtomograms:
+    """Data sets as one, in their order; what only some of them know is left out.
+
+    Raises:
+        ValueError: if there is none, or boxes or voxel sizes differ.
+    """
+    if not parts:
+        raise ValueError("there is nothing to concatenate; give at least one data set")
+    scales = sorted({(part.volumes.shape[-1], float(part.voxel_size)) for part in parts})
+    if len(scales) > 1:
+        raise ValueError(f"boxes and voxel sizes must be the same, got {scales}")
+    values: dict[str, Any] = {}
+    for field in fields(Subtomograms):
+        own = [getattr(part, field.name) for part in parts]
+        is_array = all(isinstance(value, np.ndarray) for value in own)
+        values[field.name] = np.concatenate(own) if is_array else None
+    values["names"] = tuple(name for part in parts for name in part.names)
+    values["voxel_size"] = parts[0].voxel_size
+    return Subtomograms(**values)
 
 
 def load(

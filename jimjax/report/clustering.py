@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from jimjax.report.timing import median_seconds
+
 # Accuracies on five simulated classes; other structures and simulator. Of Zeng, Howe, Xu 2021
 # (table 2) the first four, of Uddin et al. the others.
 PUBLISHED: dict[str, dict[float, float]] = {
@@ -115,11 +117,12 @@ def _methods(results: Sequence[dict[str, Any]], dataset: str) -> list[list[dict[
 
 def _accuracies(own: list[dict[str, Any]], snrs: Sequence[float]) -> str:
     cells = [_spread([r for r in own if r["snr"] == snr], "accuracy") for snr in snrs]
-    return f"| {own[0]['method']} | {own[0]['scored_on']} | {' | '.join(cells)} | {_seconds(own)} |"
+    cells = [own[0]["method"], own[0]["scored_on"], *cells, median_seconds(own)]
+    return f"| {' | '.join(cells)} |"
 
 
 def _scores(own: list[dict[str, Any]]) -> str:
-    cells = [_seconds(own) if name == "seconds" else _spread(own, name) for name in COLUMNS]
+    cells = [median_seconds(own) if name == "seconds" else _spread(own, name) for name in COLUMNS]
     return f"| {own[0]['method']} | {len(own)} | {own[0]['scored_on']} | {' | '.join(cells)} |"
 
 
@@ -130,11 +133,3 @@ def _spread(own: list[dict[str, Any]], name: str) -> str:
     digits = 0 if name == "num_classes_found" else 3
     text = f"{np.mean(values):.{digits}f}"
     return f"{text} ± {np.std(values):.{digits}f}" if len(values) > 1 else text
-
-
-def _seconds(own: list[dict[str, Any]]) -> str:
-    """The median on the device that did most of them, and its name."""
-    devices = [r.get("device", "") for r in own]
-    device = max(sorted(set(devices)), key=devices.count)
-    seconds = np.median([r["seconds"] for r in own if r.get("device", "") == device])
-    return f"{seconds:.0f} {device}".strip()

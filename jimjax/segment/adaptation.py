@@ -157,10 +157,10 @@ class View:
         judge = self._parts.judges[name]._replace(params=self._params[name])
         return functional.apply(judge, seen, train=True)[0]
 
-    def consistency_weight(self) -> jax.Array:
-        """Grows as a sigmoid until ``consistency_epochs``."""
-        share = jnp.clip(self.epoch / self.config.consistency_epochs, 0, 1)
-        return self.config.consistency_weight * jnp.exp(-RAMP_SHARPNESS * (1 - share) ** 2)
+    def ramp(self) -> jax.Array:
+        """Grows as a sigmoid to 1 until ``ramp_epochs``: how much a teacher counts."""
+        share = jnp.clip(self.epoch / self.config.ramp_epochs, 0, 1)
+        return jnp.exp(-RAMP_SHARPNESS * (1 - share) ** 2)
 
     def each(self, function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
         """Applies a function of one particle to all of a batch."""
@@ -281,7 +281,7 @@ def _asc(view: View, batch: Batch, key: jax.Array) -> Terms:
     segmented = (segmentation(source, batch.masks) + segmentation(in_target, batch.masks)) / 2
     return {
         "segmentation": segmented,
-        "agreement": view.consistency_weight() * agreement,
+        "agreement": view.ramp() * view.config.consistency_weight * agreement,
     }
 
 
@@ -298,7 +298,7 @@ def _le_uda(view: View, batch: Batch, key: jax.Array) -> Terms:
     doubts = [entropy_map(found.logits) for found in (source, target)]
     return {
         "segmentation": segmented,
-        "agreement": view.consistency_weight() * (between + within) / 2,
+        "agreement": view.ramp() * view.config.consistency_weight * (between + within) / 2,
         "domain": view.config.adversarial * view.tell_apart("doubt", *doubts),
     }
 
@@ -319,11 +319,28 @@ def _vox_uda(view: View, batch: Batch, key: jax.Array) -> Terms:
     terms["domain"] = config.adversarial * apart
     if config.denoiser != "none":
         told = view.ask_teacher(denoise(view, batch.target))
-        labels = jnp.argmax(told, axis=-1)
-        is_sure = (jnp.max(told, axis=-1) >= config.confidence).astype(jnp.float32)
-        pseudo = losses.cross_entropy(target.logits, labels, weights=is_sure)
-        terms["pseudo"] = pseudo + losses.soft_dice_loss(target.logits, labels, weights=is_sure)
+        terms["pseudo"] = view.ramp() * pseudo_loss(target.logits, told, config.confidence)
     return terms
+
+
+def pseudo_loss(logits: jax.Array, told: jax.Array, confidence: float) -> jax.Array:
+    """Cross entropy and soft Dice with what a teacher is sure of.
+
+    Background is sure long before any particle is, and alone would teach that there is none: only
+    volumes count of which some voxel is surely a particle's.
+
+    Args:
+        logits: ``(batch, z, y, x, k)``.
+        told: the teacher's probabilities, same shape.
+        confidence: from which it is sure of a voxel.
+    """
+    labels = jnp.argmax(told, axis=-1)
+    is_sure = jnp.max(told, axis=-1) >= confidence
+    has_found = jnp.any(is_sure & (labels > 0), axis=(1, 2, 3), keepdims=True)
+    weights = (is_sure & has_found).astype(jnp.float32)
+    return losses.cross_entropy(logits, labels, weights=weights) + losses.soft_dice_loss(
+        logits, labels, weights=weights
+    )
 
 
 def add_target_noise(view: View, batch: Batch, key: jax.Array) -> jax.Array:

@@ -42,8 +42,8 @@ class SegmentConfig:
             gradient.
         ema_decay: of the teacher.
         band: ASC and LE-UDA: half width of the band of exchanged amplitudes, share of the box.
-        consistency_weight: ASC and LE-UDA: of student and teacher agreeing, once it has grown.
-        consistency_epochs: ASC and LE-UDA: until it has grown.
+        consistency_weight: ASC and LE-UDA: of student and teacher agreeing.
+        ramp_epochs: until what a teacher says counts in full; from nearly nothing at first.
         adversarial: weight of what the discriminators say.
         seed: of all that is random.
     """
@@ -68,7 +68,7 @@ class SegmentConfig:
     ema_decay: float = 0.999
     band: float = 0.25
     consistency_weight: float = 200.0
-    consistency_epochs: int = 100
+    ramp_epochs: int = 100
     adversarial: float = 1.0
     seed: int = 0
 
@@ -76,8 +76,8 @@ class SegmentConfig:
         """Refuses what cannot be done."""
         if min(self.epochs, self.batch_size, self.epochs_per_drop, self.num_sampled) < 1:
             raise InputError("epochs, batch_size, epochs_per_drop and num_sampled begin with 1")
-        if not self.consistency_epochs >= 1:
-            raise InputError(f"consistency_epochs begin with 1, got {self.consistency_epochs}")
+        if not self.ramp_epochs >= 1:
+            raise InputError(f"ramp_epochs begin with 1, got {self.ramp_epochs}")
         for name in ("kept", "band"):
             if not 0 < getattr(self, name) <= 1:
                 raise InputError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")
@@ -109,5 +109,5 @@ def small() -> SegmentConfig:
         batch_size=8,
         epochs_per_drop=8,
         ema_decay=0.98,
-        consistency_epochs=6,
+        ramp_epochs=6,
     )

@@ -94,6 +94,22 @@ def test_noise_is_independent_and_white_where_the_wedge_measured(key):
     np.testing.assert_allclose(np.linalg.norm(noise.mean(0)), 64 / 120**0.5, rtol=0.05)
 
 
+def test_power_of_coloured_noise_falls_to_one_half_at_its_corner(key):
+    settings = SETTINGS | {"num_per_class": 40, "tilt_range": (-90.0, 90.0)}
+    clean = simulate(key, PHANTOMS, **settings).volumes
+    noisy = simulate(key, PHANTOMS, **settings | {"snr": 0.1}, noise_corner=0.125).volumes
+    np.testing.assert_allclose(
+        clean.var((1, 2, 3)) / (noisy - clean).var((1, 2, 3)), 0.1, rtol=1e-3
+    )
+    noise = (noisy - clean) / (noisy - clean).std((1, 2, 3), keepdims=True)
+    power = np.mean(np.abs(np.fft.fftn(noise, axes=(1, 2, 3))) ** 2, axis=0)
+    axes = np.meshgrid(*[np.fft.fftfreq(n) for n in noise.shape[1:]], indexing="ij")
+    squared = sum(axis**2 for axis in axes)
+    flattened = power * (1 + squared / 0.125**2)
+    inner = flattened[squared < 0.1**2].mean()
+    assert abs(flattened[squared > 0.3**2].mean() / inner - 1) < 0.1
+
+
 def test_the_detector_damps_the_signal_and_not_the_noise(key):
     sharp, damped = (
         simulate(key, PHANTOMS, **SETTINGS, ctf=CtfParameters(mtf=mtf)).volumes
@@ -304,6 +320,7 @@ def test_masks_of_more_particles_than_a_chunk_belong_to_their_particles(key):
         ({"num_per_class": [3, 3]}, "one number or 3, one per density, got 2"),
         ({"num_per_class": 0}, "num_per_class must be 1 or more"),
         ({"ctf": CtfParameters(defocus=(3e4, 2e4))}, "must be lowest first"),
+        ({"noise_corner": 0.0}, r"noise_corner must be above 0 \(inf for white\), got 0"),
     ],
 )
 def test_impossible_settings_say_what_was_wrong(key, changes, message):

@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from jimjax.data import subtomograms
-from jimjax.data.subtomograms import Subtomograms, load, normalize, to_star
+from jimjax.data.subtomograms import Subtomograms, concatenate, load, normalize, to_star
 from jimjax.io import (
     InputError,
     InputWarning,
@@ -86,6 +86,23 @@ def test_round_trip_keeps_everything(particles, tmp_path):
     assert {a.dtype for a in (again.volumes, again.tilt_ranges, again.rotations, again.shifts)} == {
         np.dtype(np.float32)
     }
+
+
+def test_parts_of_a_data_set_are_concatenated_to_the_whole(particles):
+    whole = concatenate([particles.select([0, 1]), particles.select([2, 3, 4])])
+    for field in dataclasses.fields(Subtomograms):
+        np.testing.assert_array_equal(getattr(whole, field.name), getattr(particles, field.name))
+
+
+def test_what_only_some_parts_know_is_left_out_of_the_whole(particles):
+    whole = concatenate([particles, dataclasses.replace(particles, labels=None)])
+    assert len(whole) == len(whole.names) == 2 * NUM
+    assert whole.labels is None
+    assert whole.rotations is not None
+    with pytest.raises(ValueError, match="must be the same, got .*5.36.*10.0"):
+        concatenate([particles, dataclasses.replace(particles, voxel_size=10.0)])
+    with pytest.raises(ValueError, match="nothing to concatenate"):
+        concatenate([])
 
 
 def test_stack_in_another_folder_is_found(particles, tmp_path):

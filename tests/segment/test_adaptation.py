@@ -20,8 +20,8 @@ from jimjax.io.errors import InputError
 from jimjax.mesh import data_mesh
 from jimjax.models.voxresnet import VoxResNetConfig
 from jimjax.progress import Interrupted
-from jimjax.segment import adaptation, training
-from jimjax.segment.adaptation import Batch, Teacher, View, average
+from jimjax.segment import adaptation, losses, training
+from jimjax.segment.adaptation import Batch, Teacher, View, average, pseudo_loss
 from jimjax.segment.config import Method, SegmentConfig
 from jimjax.segment.segmenter import segment_particles
 from jimjax.segment.training import build_parts, train_segmenter
@@ -29,7 +29,7 @@ from jimjax.segment.training import build_parts, train_segmenter
 BOX, NUM = 16, 8
 SIZES = VoxResNetConfig(box=BOX, first_width=4, width=4)
 CONFIG = SegmentConfig(
-    preset="small", epochs=2, batch_size=4, num_sampled=3, ema_decay=0.9, consistency_epochs=1
+    preset="small", epochs=2, batch_size=4, num_sampled=3, ema_decay=0.9, ramp_epochs=1
 )
 METHODS = get_args(Method)
 slow = pytest.mark.slow
@@ -197,7 +197,7 @@ def look(config, source, target):
 
 
 def test_pseudo_labels_of_unsure_voxels_count_nothing(source, target):
-    for confidence, least, most in ((0.999999, 0.0, 0.0), (0.5, 0.1, 10.0)):
+    for confidence, least, most in ((0.999999, 0.0, 0.0), (0.5, 1e-3, 1.0)):
         _, batch, ask = look(configured("vox-uda", confidence=confidence), source, target)
         terms = ask(batch, jax.random.key(0))
         assert least <= float(terms["pseudo"]) <= most
@@ -224,22 +224,46 @@ def test_appearance_is_the_others_and_structure_ones_own(source, target):
         assert abs(phases[0] - phases[1]) < 1e-2 < abs(phases[0] - phases[2])
 
 
-def test_consistency_grows_to_its_weight(source, target):
-    config = configured("asc", consistency_weight=10.0, consistency_epochs=4)
+def test_what_a_teacher_says_counts_in_full_after_the_ramp(source, target):
+    config = configured("asc", ramp_epochs=4)
     parts = build_parts(config, SIZES)
     network = parts.together(has_teacher=True)
     weights = [
-        float(View(config, parts, network, data_mesh(1), 0.0, epoch).consistency_weight())
+        float(View(config, parts, network, data_mesh(1), 0.0, epoch).ramp())
         for epoch in (0.0, 2.0, 4.0, 9.0)
     ]
-    np.testing.assert_allclose(weights, 10 * np.exp([-5, -1.25, 0, 0]), rtol=1e-5)
+    np.testing.assert_allclose(weights, np.exp([-5, -1.25, 0, 0]), rtol=1e-5)
+
+
+def test_pseudo_labels_are_voxels_that_the_teacher_is_sure_of():
+    told = jnp.full((1, 2, 2, 2), 0.9).at[0, 0, 0, 0].set(0.1).at[0, 1, 1].set(0.6)
+    told = jnp.stack([told, 1 - told], axis=-1)  # one sure of a particle, two unsure
+    logits = jax.random.normal(jax.random.key(0), told.shape)
+    labels = (told[..., 1] > 0.5).astype(jnp.int32)
+    weights = (jnp.max(told, axis=-1) > 0.85).astype(jnp.float32)
+    expected = losses.cross_entropy(logits, labels, weights=weights)
+    expected += losses.soft_dice_loss(logits, labels, weights=weights)
+    np.testing.assert_allclose(pseudo_loss(logits, told, 0.85), expected, rtol=1e-6)
+    gradient = jax.grad(pseudo_loss)(logits, told, 0.85)
+    np.testing.assert_array_equal(gradient[0, 1, 1], 0)
+    assert (jnp.abs(gradient[0, 0]) > 0).all()
+
+
+def test_volumes_of_which_the_teacher_finds_nothing_teach_nothing():
+    nothing = jnp.stack([jnp.full((1, 2, 2, 2), 0.99), jnp.full((1, 2, 2, 2), 0.01)], axis=-1)
+    something = nothing.at[0, 0, 0, 0].set(jnp.array([0.01, 0.99]))
+    told = jnp.concatenate([nothing, something])
+    logits = jax.random.normal(jax.random.key(0), told.shape)
+    gradient = jax.grad(pseudo_loss)(logits, told, 0.85)
+    np.testing.assert_array_equal(gradient[0], 0)
+    assert (jnp.abs(gradient[1]) > 0).all()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"epochs": 0}, "begin with 1"),
-        ({"consistency_epochs": 0}, "begin with 1"),
+        ({"ramp_epochs": 0}, "begin with 1"),
         ({"kept": 0.0}, "kept must be above 0"),
         ({"band": 1.5}, "band must be above 0"),
         ({"confidence": 1.0}, "confidence must be 0.5 or more"),

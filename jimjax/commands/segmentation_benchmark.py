@@ -1,0 +1,222 @@
+"""``jimjax benchmark segmentation`` and ``ablation``: from simulated particles to other ones."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jimjax.commands import benchmark_data
+
+if TYPE_CHECKING:
+    from jimjax.commands.benchmark import Benchmark
+    from jimjax.data.simulate import CtfParameters
+    from jimjax.data.subtomograms import Subtomograms
+    from jimjax.segment.config import SegmentConfig
+
+SOURCE_SNRS = (0.03, 0.05)  # as Vox-UDA's source
+SNRS = (0.04,)  # of the target
+# The target's microscope; the source has tilts of -60 to 60 degrees, white noise and no CTF.
+TARGET_TILT_RANGE = (-50.0, 65.0)
+TARGET_NOISE_CORNER = 0.12  # cycles per voxel
+MASK_THRESHOLD = 0.5  # of the highest density: about the volume of the molecule
+FOREGROUND = 0.5  # probability above which a voxel is found to be the particle
+MAX_SHIFT = 4.0  # voxels: large particles stay in the box
+
+
+class Preset(NamedTuple):
+    """Particles of each class.
+
+    Attributes:
+        num_source: at each of the source's noises.
+        num_target: that methods see, without masks.
+        num_fresh: of the target's kind, to score on.
+    """
+
+    num_source: int
+    num_target: int
+    num_fresh: int
+
+
+class Domains(NamedTuple):
+    """Particles of one seed.
+
+    Attributes:
+        source: with masks.
+        target: with the masks that only "supervised" sees.
+        fresh: of the target's kind, with masks.
+    """
+
+    source: "Subtomograms"
+    target: "Subtomograms"
+    fresh: "Subtomograms"
+
+
+PRESETS = {"small": Preset(50, 60, 40), "paper": Preset(500, 344, 100)}
+VOX_UDA = "vox-uda"
+Changes = Mapping[str, Any]  # of a SegmentConfig, by field
+
+METHODS: dict[str, Changes] = {
+    "source-only": {"method": "source-only"},
+    "supervised": {"method": "supervised"},
+    "dann": {"method": "dann"},
+    "pdam": {"method": "pdam"},
+    "asc": {"method": "asc"},
+    "le-uda": {"method": "le-uda"},
+    "vox-uda-ngm": {"denoiser": "ngm"},
+    "vox-uda-bilateral": {"denoiser": "bilateral"},
+    VOX_UDA: {},
+}
+ABLATIONS: dict[str, Changes] = {
+    VOX_UDA: {},
+    "dann": {"method": "dann"},
+    "noise=none": {"noise": "none"},
+    "denoiser=none": {"denoiser": "none"},
+    "noise=poisson": {"noise": "poisson"},
+    "noise=speckle": {"noise": "speckle"},
+    "variance_order=mean-of-variances": {"variance_order": "mean-of-variances"},
+    "num_sampled=5": {"num_sampled": 5},
+    "num_sampled=15": {"num_sampled": 15},
+    "num_sampled=20": {"num_sampled": 20},
+    "kept=0.084": {"kept": 0.084},
+    "kept=0.178": {"kept": 0.178},
+    "kept=0.422": {"kept": 0.422},
+    "consistency=0.1,0.1,0.4,0.4": {"consistency": (0.1, 0.1, 0.4, 0.4)},
+    "consistency=0.3,0.3,0.2,0.2": {"consistency": (0.3, 0.3, 0.2, 0.2)},
+    "consistency=0.4,0.4,0.1,0.1": {"consistency": (0.4, 0.4, 0.1, 0.1)},
+    "sigma_space=100": {"sigma_space": 100.0},
+    "sigma_space=140": {"sigma_space": 140.0},
+    "sigma_space=160": {"sigma_space": 160.0},
+    "sigma_range=0.8": {"sigma_range": 0.8},
+    "sigma_range=1.0": {"sigma_range": 1.0},
+    "sigma_range=1.4": {"sigma_range": 1.4},
+}
+TASKS = {"segmentation": METHODS, "ablation": ABLATIONS}
+
+
+def measure(benchmark: "Benchmark", densities: list[Any]) -> None:
+    """Runs what is not there yet, one seed of everything first.
+
+    Args:
+        benchmark: what to run.
+        densities: of the target's structures.
+    """
+    from jimjax.commands import files
+    from jimjax.commands.progress import say
+
+    # Other phantoms than the target's, where there are no files.
+    sources = benchmark_data.read_densities(benchmark.source_structures, (), benchmark.seed + 1)
+    for seed in range(benchmark.seed, benchmark.seed + benchmark.num_seeds):
+        for snr in benchmark.snrs:
+            folder = benchmark.out / f"snr_{snr:g}"
+            paths = {name: folder / f"result_{name}_{seed}.json" for name in benchmark.chosen}
+            missing = [name for name, path in paths.items() if not path.exists()]
+            if not missing:
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            domains = simulate_domains(
+                sources, densities, PRESETS[benchmark.preset], snr=snr, seed=seed
+            )
+            for name in missing:
+                say(f"{name}, SNR {snr:g}, seed {seed}")
+                config = _config(benchmark.preset, TASKS[benchmark.task][name], seed)
+                result = _measure_one(config, domains)
+                files.write_json(paths[name], {"method": name, "snr": snr, "seed": seed, **result})
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    """What is there, by noise, method and seed."""
+    from jimjax.commands.files import read_json
+
+    found = [read_json(path) for path in folder.glob("*/result_*.json")]
+    order = {name: place for place, name in enumerate(dict.fromkeys([*METHODS, *ABLATIONS]))}
+    return sorted(found, key=lambda r: (-r["snr"], order[r["method"]], r["seed"]))
+
+
+def simulate_domains(
+    sources: list[Any], targets: list[Any], preset: Preset, *, snr: float, seed: int
+) -> Domains:
+    """Particles of structures that are known, and of others under another microscope.
+
+    Args:
+        sources: densities.
+        targets: densities of other structures.
+        preset: how many.
+        snr: of the target.
+        seed: of all that is random.
+    """
+    import jax
+
+    from jimjax.data.simulate import simulate
+    from jimjax.data.subtomograms import concatenate
+
+    *source_keys, target_key, fresh_key = jax.random.split(
+        jax.random.key(seed), len(SOURCE_SNRS) + 2
+    )
+    kept: dict[str, Any] = {
+        "voxel_size": benchmark_data.VOXEL_SIZE,
+        "max_shift": MAX_SHIFT,
+        "box": benchmark_data.BOX,
+        "mask_threshold": MASK_THRESHOLD,
+    }
+    known = [
+        simulate(key, sources, num_per_class=preset.num_source, snr=own, **kept)
+        for key, own in zip(source_keys, SOURCE_SNRS, strict=True)
+    ]
+    target, fresh = (
+        simulate(
+            key,
+            targets,
+            num_per_class=num,
+            snr=snr,
+            tilt_range=TARGET_TILT_RANGE,
+            ctf=_target_ctf(),
+            noise_corner=TARGET_NOISE_CORNER,
+            **kept,
+        )
+        for key, num in ((target_key, preset.num_target), (fresh_key, preset.num_fresh))
+    )
+    return Domains(concatenate(known), target, fresh)
+
+
+def _target_ctf() -> "CtfParameters":
+    from jimjax.data.simulate import CtfParameters
+
+    return CtfParameters(defocus=(25000.0, 45000.0), amplitude_contrast=0.1, mtf=0.5)
+
+
+def _config(preset: str, changes: Changes, seed: int) -> "SegmentConfig":
+    from jimjax.segment import config as presets
+    from jimjax.segment.config import SegmentConfig
+
+    config = presets.small() if preset == "small" else SegmentConfig()
+    return dataclasses.replace(config, **changes, seed=seed)
+
+
+def _measure_one(config: "SegmentConfig", domains: Domains) -> dict[str, Any]:
+    """Trains a method and scores it on fresh particles; compilation is in the seconds."""
+    import jax
+
+    from jimjax.commands.progress import open_progress
+    from jimjax.evaluate.segmentation import score_segmentation
+    from jimjax.segment.segmenter import segment_particles
+    from jimjax.segment.training import train_segmenter
+
+    seen = dataclasses.replace(domains.target, labels=None, rotations=None, shifts=None)
+    if config.method != "supervised":
+        seen = dataclasses.replace(seen, masks=None)
+    started = time.monotonic()
+    with open_progress() as progress:
+        weights = train_segmenter(config, domains.source, seen, progress=progress)
+    seconds = round(time.monotonic() - started, 1)
+    fresh = domains.fresh
+    found = segment_particles(weights, fresh) > FOREGROUND
+    scores = score_segmentation(found, fresh.masks, fresh.labels)
+    return {
+        "scored_on": "fresh",
+        **{name.replace("mean_iou", "miou").replace("mean_", ""): v for name, v in scores.items()},
+        "found_share": float(found.mean()),
+        "true_share": float(fresh.masks.mean()),
+        "seconds": seconds,
+        "device": jax.devices()[0].device_kind,
+    }
