@@ -99,7 +99,7 @@ def test_what_only_some_parts_know_is_left_out_of_the_whole(particles):
     assert len(whole) == len(whole.names) == 2 * NUM
     assert whole.labels is None
     assert whole.rotations is not None
-    with pytest.raises(ValueError, match="must be the same, got .*5.36.*10.0"):
+    with pytest.raises(ValueError, match=r"must be the same, got .*5\.36.*10\.0"):
         concatenate([particles, dataclasses.replace(particles, voxel_size=10.0)])
     with pytest.raises(ValueError, match="nothing to concatenate"):
         concatenate([])
