@@ -102,7 +102,9 @@ from jimjax.ops.spectrum import (
     corrected_fsc,
     highpass,
     highpass_mask,
+    match_power,
     phase_randomize,
+    radial_power,
     swap_amplitude,
 )
 from jimjax.ops.spline import spline_prefilter
@@ -171,6 +173,8 @@ __all__ = [  # noqa: RUF022 a table of contents: by subject, then module
     "highpass",
     "highpass_mask",
     "phase_randomize",
+    "match_power",
+    "radial_power",
     "swap_amplitude",
     "FSC_GOLD_STANDARD",
     "Resolution",

@@ -143,6 +143,56 @@ def swap_amplitude(source: jax.Array, target: jax.Array, *, fraction: float) -> 
     return _back(jnp.where(in_band, mixed, spectrum), source)
 
 
+def radial_power(volumes: jax.Array) -> jax.Array:
+    """Mean power of volumes in each shell of Fourier space.
+
+    Args:
+        volumes: ``(batch, z, y, x)``.
+
+    Returns:
+        ``(n // 2 + 1,)``, mean of ``|F|^2`` over the volumes and over the coefficients with
+        ``round(|k| n) = r``, n the smallest side; the corners beyond Nyquist are left out.
+
+    Raises:
+        ValueError: if the volumes are not four-dimensional.
+    """
+    if jnp.ndim(volumes) != 4:
+        raise ValueError(f"volumes must be (n, z, y, x), got shape {jnp.shape(volumes)}")
+    power = jnp.mean(jnp.abs(jax.vmap(_transform)(volumes)) ** 2, axis=0)
+    return shells.shell_average(power, volumes.shape[1:])
+
+
+def match_power(volume: jax.Array, power: jax.Array, target_power: jax.Array) -> jax.Array:
+    """Filters a volume of one kind so that its kind gets the radial power of another.
+
+        F(k) sqrt(target_power / power),   interpolated between shells, beyond Nyquist as at it
+
+    Signal and noise of a frequency are multiplied alike, so that no signal-to-noise ratio of a
+    frequency changes. The mean is kept, and so are shells without power.
+
+    Args:
+        volume: ``(z, y, x)``.
+        power: ``(n // 2 + 1,)``, of the volume's kind; see ``radial_power``.
+        target_power: same shape, to get.
+
+    Returns:
+        ``(z, y, x)``.
+
+    Raises:
+        ValueError: if the volume is not three-dimensional or a curve does not fit it.
+    """
+    _check_volume("volume", volume)
+    num_shells = min(volume.shape) // 2 + 1
+    for name, curve in (("power", power), ("target_power", target_power)):
+        if jnp.shape(curve) != (num_shells,):
+            raise ValueError(f"{name} must have shape ({num_shells},), got {jnp.shape(curve)}")
+    has_power = (power > 0) & (target_power > 0) & (jnp.arange(num_shells) > 0)
+    ratio = jnp.where(has_power, target_power, 1.0) / jnp.where(has_power, power, 1.0)
+    radius = fourier.radial_frequency(volume.shape) * min(volume.shape)
+    gain = jnp.interp(radius, jnp.arange(num_shells), jnp.sqrt(ratio)).at[0, 0, 0].set(1.0)
+    return _back(_transform(volume) * gain, volume)
+
+
 def phase_randomize(key: jax.Array, volume: jax.Array, *, cutoff: jax.Array | float) -> jax.Array:
     """Replaces the phases beyond a frequency by random ones and keeps all amplitudes.
 

@@ -26,7 +26,7 @@ from jimjax.models.voxresnet import Segmented
 from jimjax.ops import noise
 from jimjax.ops.bilateral_filters import bilateral, gradient_bilateral
 from jimjax.ops.correlation import standardize
-from jimjax.ops.spectrum import highpass, swap_amplitude
+from jimjax.ops.spectrum import highpass, match_power, radial_power, swap_amplitude
 from jimjax.segment import losses
 from jimjax.segment.config import SegmentConfig
 from jimjax.segment.cut_mix import cut_mix_box
@@ -123,13 +123,19 @@ class View:
         self._parts, self._params = parts, network.params
         self.moving = network.stats
 
-    def segment(self, *volumes: jax.Array) -> list[Segmented]:
-        """Asks the student about batches together, so that they are normalised alike."""
+    def segment(self, *volumes: jax.Array, is_kept: bool = False) -> list[Segmented]:
+        """Asks the student about batches that are normalised together, by their own statistics.
+
+        Domains are asked about one by one: what batch norm takes off is then most of what tells
+        them apart. The statistics of those that are ``is_kept`` enter the running ones, with which
+        the network is used.
+        """
         student = self._parts.segmenter._replace(
             params=self._params["segmenter"], stats=self.moving.stats
         )
         found, stats = functional.apply(student, jnp.concatenate(volumes), train=True)
-        self.moving = self.moving._replace(stats=stats)
+        if is_kept:
+            self.moving = self.moving._replace(stats=stats)
         num = len(volumes[0])
         return [
             jax.tree.map(lambda leaf, k=k: leaf[k * num : (k + 1) * num], found)
@@ -227,13 +233,14 @@ def segmentation(found: Segmented, masks: jax.Array) -> jax.Array:
 
 def _source_only(view: View, batch: Batch, key: jax.Array) -> Terms:
     del key
-    (source,) = view.segment(batch.source)
+    (source,) = view.segment(batch.source, is_kept=True)
     return {"segmentation": segmentation(source, batch.masks)}
 
 
 def _dann(view: View, batch: Batch, key: jax.Array) -> Terms:
     del key
-    source, target = view.segment(batch.source, batch.target)
+    (source,) = view.segment(batch.source)
+    (target,) = view.segment(batch.target, is_kept=True)
     apart = view.tell_apart("features", source.taps[-1], target.taps[-1])
     return {
         "segmentation": segmentation(source, batch.masks),
@@ -244,7 +251,8 @@ def _dann(view: View, batch: Batch, key: jax.Array) -> Terms:
 def _pdam(view: View, batch: Batch, key: jax.Array) -> Terms:
     """Two discriminators, and source particles count more the more like the target they look."""
     del key
-    source, target = view.segment(batch.source, batch.target)
+    (source,) = view.segment(batch.source)
+    (target,) = view.segment(batch.target, is_kept=True)
     told = view.judge("features", source.taps[-1]).reshape(len(batch.source), -1)
     share = jax.nn.sigmoid(jax.lax.stop_gradient(told).mean(axis=1))
     counts = jnp.clip((1 - share) / share, *TASK_WEIGHTS)[:, None, None, None]
@@ -271,9 +279,9 @@ def _asc(view: View, batch: Batch, key: jax.Array) -> Terms:
         inside = boxes.reshape(*boxes.shape, *[1] * (own.ndim - boxes.ndim))
         return jnp.where(inside, own[other_rows], own)
 
-    source, in_target, mixed, mixed_back = view.segment(
-        batch.source, styled, mix(batch.target), mix(back)
-    )
+    source, in_target = view.segment(batch.source, styled)
+    (mixed_back,) = view.segment(mix(back))
+    (mixed,) = view.segment(mix(batch.target), is_kept=True)
     # Each appearance is taught by what the teacher says of the other one.
     taught = mix(view.ask_teacher(back)), mix(view.ask_teacher(batch.target))
     asked = (jax.nn.softmax(found.logits) for found in (mixed, mixed_back))
@@ -289,7 +297,8 @@ def _le_uda(view: View, batch: Batch, key: jax.Array) -> Terms:
     """Our reading: agreement between domains and within the target, and doubt that tells none."""
     styled = view.in_style(batch.source, batch.target)
     back = view.in_style(batch.target, batch.source)
-    source, in_target, target = view.segment(batch.source, styled, batch.target)
+    source, in_target = view.segment(batch.source, styled)
+    (target,) = view.segment(batch.target, is_kept=True)
     disturbed = batch.target + WITHIN_NOISE * jax.random.normal(key, batch.target.shape)
     asked = jax.nn.softmax(target.logits)
     between = jnp.mean((asked - view.ask_teacher(back)) ** 2)
@@ -304,16 +313,16 @@ def _le_uda(view: View, batch: Batch, key: jax.Array) -> Terms:
 
 
 def _vox_uda(view: View, batch: Batch, key: jax.Array) -> Terms:
-    config, parts = view.config, [batch.source, batch.target]
+    config, known = view.config, [batch.source]
     if config.noise != "none":
-        parts.insert(1, add_target_noise(view, batch, key))
-    found = view.segment(*parts)
-    source, target = found[0], found[-1]
-    terms = {"segmentation": sum(segmentation(f, batch.masks) for f in found[:-1])}
-    terms["segmentation"] /= len(found) - 1
-    if config.noise != "none":
+        known.append(add_target_noise(view, batch, key))
+    source, *noisy = view.segment(*known)
+    (target,) = view.segment(batch.target, is_kept=True)
+    segmented = [segmentation(found, batch.masks) for found in (source, *noisy)]
+    terms = {"segmentation": sum(segmented) / len(segmented)}
+    for other in noisy:
         terms["consistency"] = losses.consistency(
-            source.taps, found[1].taps, weights=config.consistency
+            source.taps, other.taps, weights=config.consistency
         )
     apart = view.tell_apart("features", source.taps[-1], target.taps[-1])
     terms["domain"] = config.adversarial * apart
@@ -344,8 +353,16 @@ def pseudo_loss(logits: jax.Array, told: jax.Array, confidence: float) -> jax.Ar
 
 
 def add_target_noise(view: View, batch: Batch, key: jax.Array) -> jax.Array:
-    """Source particles with noise of the target's variance, normalised."""
-    config = view.config
+    """Source particles with noise of the target's variance, and maybe its colour, normalised."""
+    config, volumes = view.config, batch.source
+    if config.match_spectrum:
+        own = view.each(lambda volume: radial_power(volume[None]), volumes).mean(axis=0)
+        powers = own, radial_power(batch.sampled[0])
+        volumes = view.each(
+            lambda *arrays: standardize(match_power(*arrays)),
+            volumes,
+            *(jnp.broadcast_to(power, (len(volumes), len(power))) for power in powers),
+        )
     variance = noise.noise_variance(
         batch.sampled[0], fraction=config.kept, order=config.variance_order
     )
@@ -354,7 +371,7 @@ def add_target_noise(view: View, batch: Batch, key: jax.Array) -> jax.Array:
     def add(key: jax.Array, volume: jax.Array, variance: jax.Array) -> jax.Array:
         return standardize(noise.draw_noise(key, volume, variance, kind=config.noise))
 
-    return view.each(add, keys, batch.source, jnp.broadcast_to(variance, len(keys)))
+    return view.each(add, keys, volumes, jnp.broadcast_to(variance, len(keys)))
 
 
 def denoise(view: View, volumes: jax.Array) -> jax.Array:

@@ -30,6 +30,8 @@ class SegmentConfig:
         epochs_per_drop: between two drops.
         noise: Vox-UDA: kind of the noise that source particles are given; "none" leaves out the
             noise generation module.
+        match_spectrum: Vox-UDA: filter source particles to the target's radial power before they
+            are given noise: ours, for noise of another colour and another contrast transfer.
         num_sampled: Vox-UDA: particles of the target that the noise is estimated from.
         kept: Vox-UDA: share of the Fourier coefficients, the highest, that count as noise.
         variance_order: Vox-UDA: "average-first", as published, or "mean-of-variances"; see
@@ -57,6 +59,7 @@ class SegmentConfig:
     learning_rate_decay: float = 0.1
     epochs_per_drop: int = 100
     noise: Noise = "gaussian"
+    match_spectrum: bool = False
     num_sampled: int = 10
     kept: float = 0.244
     variance_order: Literal["average-first", "mean-of-variances"] = "average-first"
@@ -105,9 +108,10 @@ def small() -> SegmentConfig:
     """For the small network and a few hundred particles."""
     return SegmentConfig(
         preset="small",
-        epochs=12,
-        batch_size=8,
-        epochs_per_drop=8,
+        epochs=3,
+        batch_size=4,
+        epochs_per_drop=2,
+        match_spectrum=True,
         ema_decay=0.98,
-        ramp_epochs=6,
+        ramp_epochs=2,
     )

@@ -281,3 +281,36 @@ def test_errors_say_what_was_wanted(key):
         spectrum.phase_randomize(key, volume[0], cutoff=0.2)
     with pytest.raises(ValueError, match=r"mask must have a's shape \(8, 8, 8\)"):
         spectrum.corrected_fsc(key, volume, volume, volume[:4], cutoff=0.2)
+
+
+def test_radial_power_is_the_mean_over_shells_of_the_full_spectrum():
+    volumes = jnp.stack([noise((8, 9, 10), seed) for seed in range(3)])
+    power = np.mean(np.abs(np.fft.fftn(volumes, axes=(1, 2, 3))) ** 2, axis=0)
+    frequencies = reference.full_frequencies((8, 9, 10))
+    shell = np.round(8 * np.linalg.norm(frequencies, axis=-1)).astype(int)
+    expected = [power[shell == r].mean() for r in range(5)]
+    np.testing.assert_allclose(spectrum.radial_power(volumes), expected, rtol=1e-4)
+
+
+def test_volumes_of_one_colour_are_given_another(compiled):
+    white = jnp.stack([noise((16, 16, 16), seed) for seed in range(40)])
+    falling = 1 / (1 + np.arange(9.0))
+    own = spectrum.radial_power(white)
+    match = compiled(lambda v: spectrum.match_power(v, own, falling))
+    coloured = jnp.stack([match(volume) for volume in white])
+    np.testing.assert_allclose(spectrum.radial_power(coloured)[1:], falling[1:], rtol=0.1)
+    np.testing.assert_allclose(coloured.mean((1, 2, 3)), white.mean((1, 2, 3)), atol=1e-5)
+    back = spectrum.match_power(coloured[0], jnp.asarray(falling), own)
+    np.testing.assert_allclose(back, white[0], atol=2e-2)
+
+
+def test_matched_to_its_own_power_a_volume_is_as_it_was_and_no_power_is_no_division():
+    volume = noise((8, 8, 8))
+    power = spectrum.radial_power(volume[None])
+    np.testing.assert_allclose(spectrum.match_power(volume, power, power), volume, atol=1e-5)
+    nothing = jnp.zeros(5)
+    np.testing.assert_allclose(spectrum.match_power(volume, nothing, power), volume, atol=1e-5)
+    with pytest.raises(ValueError, match=r"target_power must have shape \(5,\), got \(4,\)"):
+        spectrum.match_power(volume, power, power[:4])
+    with pytest.raises(ValueError, match="volumes must be"):
+        spectrum.radial_power(volume)
