@@ -70,6 +70,8 @@ METHODS: dict[str, Changes] = {
 ABLATIONS: dict[str, Changes] = {
     VOX_UDA: {},
     "dann": {"method": "dann"},
+    "match_spectrum=False": {"match_spectrum": False},
+    "adversarial=0": {"adversarial": 0.0},
     "noise=none": {"noise": "none"},
     "denoiser=none": {"denoiser": "none"},
     "noise=poisson": {"noise": "poisson"},

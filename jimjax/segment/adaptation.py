@@ -33,6 +33,8 @@ from jimjax.segment.cut_mix import cut_mix_box
 from jimjax.train.state import Optimizer, adam
 from jimjax.train.step import LossFunction, LossResult
 
+LEAST_SHARE = 1e-4  # of voxels that belong to particles, where a batch has none
+MOST_NOISE = 0.8  # of a source particle's variance, replaced by noise of the target's colour
 RAMP_SHARPNESS = 5.0  # of the weight of consistency: exp(-5 (1 - t)^2)
 TASK_WEIGHTS = 0.5, 1.5  # least and most that a source particle counts in PDAM
 WITHIN_NOISE = 0.1  # deviation of the noise that the teacher of LE-UDA sees the target with
@@ -328,50 +330,84 @@ def _vox_uda(view: View, batch: Batch, key: jax.Array) -> Terms:
     terms["domain"] = config.adversarial * apart
     if config.denoiser != "none":
         told = view.ask_teacher(denoise(view, batch.target))
-        terms["pseudo"] = view.ramp() * pseudo_loss(target.logits, told, config.confidence)
+        share = jnp.mean(batch.masks > 0)
+        terms["pseudo"] = view.ramp() * pseudo_loss(target.logits, told, share, config.confidence)
     return terms
 
 
-def pseudo_loss(logits: jax.Array, told: jax.Array, confidence: float) -> jax.Array:
+def pseudo_loss(
+    logits: jax.Array, told: jax.Array, share: jax.Array, confidence: float
+) -> jax.Array:
     """Cross entropy and soft Dice with what a teacher is sure of.
 
-    Background is sure long before any particle is, and alone would teach that there is none: only
-    volumes count of which some voxel is surely a particle's.
+    Of a voxel one may be sure to 98 % that it is background before having looked. So it is asked
+    how sure the teacher would be if particle and background were equally likely: its probabilities
+    are divided by what they are on average. Otherwise what it overlooks is surely background,
+    outnumbers what it finds, and student and teacher soon find nothing at all.
 
     Args:
-        logits: ``(batch, z, y, x, k)``.
+        logits: ``(batch, z, y, x, 2)``.
         told: the teacher's probabilities, same shape.
-        confidence: from which it is sure of a voxel.
+        share: of voxels that belong to particles, in the source.
+        confidence: from which it is sure of what it calls a voxel.
     """
+    evidence = told / jnp.stack([1 - share, jnp.maximum(share, LEAST_SHARE)])
+    evidence /= jnp.sum(evidence, axis=-1, keepdims=True)
     labels = jnp.argmax(told, axis=-1)
-    is_sure = jnp.max(told, axis=-1) >= confidence
-    has_found = jnp.any(is_sure & (labels > 0), axis=(1, 2, 3), keepdims=True)
-    weights = (is_sure & has_found).astype(jnp.float32)
+    is_sure = jnp.sum(evidence * jax.nn.one_hot(labels, 2), axis=-1) >= confidence
+    weights = is_sure.astype(jnp.float32)
     return losses.cross_entropy(logits, labels, weights=weights) + losses.soft_dice_loss(
         logits, labels, weights=weights
     )
 
 
 def add_target_noise(view: View, batch: Batch, key: jax.Array) -> jax.Array:
-    """Source particles with noise of the target's variance, and maybe its colour, normalised."""
+    """Source particles with noise of the target's variance, normalised.
+
+    Where the spectrum is to be matched, they are given the target's radial power first, and noise
+    of that power in place of a share of theirs that is drawn for each, up to ``MOST_NOISE``: how
+    much of the target's power is signal cannot be told without labels.
+    """
     config, volumes = view.config, batch.source
+    noise_key, mix_key = jax.random.split(key)
+    num = len(volumes)
     if config.match_spectrum:
         own = view.each(lambda volume: radial_power(volume[None]), volumes).mean(axis=0)
-        powers = own, radial_power(batch.sampled[0])
-        volumes = view.each(
-            lambda *arrays: standardize(match_power(*arrays)),
-            volumes,
-            *(jnp.broadcast_to(power, (len(volumes), len(power))) for power in powers),
-        )
+        powers = (own, radial_power(batch.sampled[0]))
+        copies = (jnp.broadcast_to(power, (num, len(power))) for power in powers)
+        volumes = view.each(mix_with_noise, jax.random.split(mix_key, num), volumes, *copies)
     variance = noise.noise_variance(
         batch.sampled[0], fraction=config.kept, order=config.variance_order
     )
-    keys = jax.random.split(key, len(batch.source))
 
     def add(key: jax.Array, volume: jax.Array, variance: jax.Array) -> jax.Array:
         return standardize(noise.draw_noise(key, volume, variance, kind=config.noise))
 
-    return view.each(add, keys, volumes, jnp.broadcast_to(variance, len(keys)))
+    keys = jax.random.split(noise_key, num)
+    return view.each(add, keys, volumes, jnp.broadcast_to(variance, num))
+
+
+def mix_with_noise(
+    key: jax.Array, volume: jax.Array, power: jax.Array, target_power: jax.Array
+) -> jax.Array:
+    """A volume at another radial power, a random share of its variance replaced by noise of that.
+
+    Args:
+        key: of noise and share.
+        volume: ``(z, y, x)``.
+        power: ``(n // 2 + 1,)``, of its kind; see ``ops.radial_power``.
+        target_power: same shape, to get.
+
+    Returns:
+        ``(z, y, x)``, normalised.
+    """
+    share_key, noise_key = jax.random.split(key)
+    share = jax.random.uniform(share_key, maxval=MOST_NOISE)
+    white = jax.random.normal(noise_key, volume.shape)
+    coloured = match_power(white, jnp.ones_like(target_power), target_power)
+    matched = match_power(volume, power, target_power)
+    mixed = jnp.sqrt(1 - share) * standardize(matched) + jnp.sqrt(share) * standardize(coloured)
+    return standardize(mixed)
 
 
 def denoise(view: View, volumes: jax.Array) -> jax.Array:

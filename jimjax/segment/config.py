@@ -113,5 +113,5 @@ def small() -> SegmentConfig:
         epochs_per_drop=2,
         match_spectrum=True,
         ema_decay=0.98,
-        ramp_epochs=2,
+        ramp_epochs=3,
     )
