@@ -10,6 +10,7 @@ from jimjax.cli import main
 from jimjax.data.phantom import demo_phantoms, render
 from jimjax.data.subtomograms import load
 from jimjax.io import mrc, star
+from jimjax.io.errors import InputError
 from jimjax.models.voxresnet import VoxResNetConfig
 from jimjax.segment import training
 
@@ -119,6 +120,77 @@ def test_tomogram_is_segmented_section_by_section(trained, tmp_path):
     assert found.voxel_size == mask.voxel_size == pytest.approx(12)
     assert found.data.shape == volume.shape
     np.testing.assert_array_equal(mask.data, found.data >= np.float32(0.4))
+
+
+@pytest.fixture(scope="module")
+def tomogram(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tomogram") / "tomogram.mrc"
+    volume = np.random.default_rng(0).normal(size=(14, 40, 24)).astype(np.float32)
+    mrc.write_volume(path, volume, voxel_size=12.0)
+    return path
+
+
+@pytest.fixture
+def targets(monkeypatch):
+    """What a training is given as target, without the training."""
+    given = []
+
+    def train_segmenter(config, source, target, **more):
+        given.append(target)
+        raise InputError("that is enough")
+
+    monkeypatch.setattr(training, "train_segmenter", train_segmenter)
+    return given
+
+
+def test_training_adapts_to_the_boxes_of_a_tomogram(folder, tomogram, tmp_path, capsys):
+    settings = "epochs = 1\nbatch_size = 4\nnum_sampled = 2\n"
+    (tmp_path / "one.toml").write_text(settings)
+    more = "--method", "dann", "--config", str(tmp_path / "one.toml"), "--max-boxes"
+    command = train(folder, tmp_path / "run", "--target", str(tomogram), *more)
+    assert main([*command, "5"]) == 0
+    assert "dann from 8 particles for 5" in capsys.readouterr().out
+    assert main(predict(tmp_path / "run", tomogram, tmp_path / "out")) == 0
+    # The same boxes are drawn again, or the folder would be that of another training.
+    assert main([*command, "5", "--resume"]) == 0
+    assert main([*command, "6", "--resume"]) == 2
+
+
+def test_boxes_of_a_tomogram_are_of_the_sources_size_and_drawn_by_seed(folder, tomogram, targets):
+    tilts = "--tilt-min", "-40", "--tilt-max", "50"
+    for more in ([], tilts, ["--max-boxes", "3"], ["--max-boxes", "3", "--seed", "1"]):
+        assert main(train(folder, "never", "--target", str(tomogram), *more)) == 2
+    everything, tilted, three, others = targets
+    assert everything.volumes.shape == (1 * 4 * 2, BOX, BOX, BOX)
+    assert everything.masks is None
+    assert everything.tilt_ranges.tolist() == [[-90, 90]] * 8
+    assert tilted.tilt_ranges.tolist() == [[-40, 50]] * 8
+    assert three.volumes.shape == others.volumes.shape == (3, BOX, BOX, BOX)
+    assert np.any(three.volumes != others.volumes)
+
+
+def test_given_voxel_size_takes_the_place_of_the_headers(folder, tmp_path, targets):
+    path = tmp_path / "other.mrc"
+    mrc.write_volume(path, np.random.default_rng(0).normal(size=(BOX,) * 3), voxel_size=3.0)
+    assert main(train(folder, "never", "--target", str(path), "--voxel-size", "12")) == 2
+    assert [target.voxel_size for target in targets] == [12.0]
+
+
+def test_tomograms_that_cannot_be_adapted_to_are_one_line(folder, tomogram, tmp_path, capsys):
+    other = tmp_path / "other.mrc"
+    mrc.write_volume(other, np.zeros((BOX,) * 3), voxel_size=10.0)
+    for path, more, message in (
+        (tomogram, ["--method", "supervised"], "method supervised learns from masks"),
+        (other, [], "other.mrc: is at 10 A per voxel, the source is for 12 A"),
+        (other, ["--voxel-size", "12"], "other.mrc: all 1 boxes that were drawn are constant"),
+        (tomogram, ["--max-boxes", "0"], "--max-boxes must be 1 or more, got 0"),
+        (tomogram, ["--tilt-min", "-60"], "--tilt-max is missing"),
+        (tmp_path / "missing.mrc", [], "missing.mrc"),
+    ):
+        assert main(train(folder, "never", "--target", str(path), *more)) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

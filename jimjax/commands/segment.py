@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 WEIGHTS, STAR, MASKS, PARTICLES = "weights.safetensors", "segments.star", "masks.mrcs", ".star"
 PROBABILITY, MASK = "probability.mrc", "mask.mrc"
+ANY_TILT = -90.0, 90.0  # a segmenter does not look at tilts
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class SegmentTrain:
     Attributes:
         source: STAR file of particles with masks (rlnMaskName), such as jimjax simulate --masks
             writes.
-        target: STAR file of the particles to segment, of the same box, voxel size and contrast.
+        target: STAR file of the particles to segment, of the same box, voxel size and contrast; or
+            a tomogram (MRC) of that voxel size and contrast, whose boxes, those that segment
+            predict will look at, are particles without masks (not for supervised).
         out: folder to write.
         method: see above.
         preset: small: trains on a laptop; paper: as published, for an accelerator.
@@ -44,10 +47,12 @@ class SegmentTrain:
         contrast: of the protein, in all particles.
         config: TOML file with other settings; method, preset, contrast and seed are those given
             here.
+        max_boxes: of a tomogram: that many of its boxes are drawn, all if there are fewer.
         seed: of all that is random.
         resume: go on with what OUT holds.
-        tilt_min: lowest tilt of all particles, degrees; from the STAR files if not given.
-        tilt_max: highest tilt of all particles, degrees; from the STAR files if not given.
+        tilt_min: lowest tilt of all particles, degrees; from the STAR files if not given. The
+            network does not look at tilts, so that a tomogram needs none.
+        tilt_max: highest tilt of all particles, degrees; likewise.
         voxel_size: angstrom; from the STAR files or the headers if not given.
     """
 
@@ -62,6 +67,7 @@ class SegmentTrain:
     noise: Literal["gaussian", "poisson", "speckle", "none"] | None = None
     contrast: Literal["dark", "light"] = "dark"
     config: Path | None = None
+    max_boxes: int = 1000
     seed: int = 0
     resume: bool = False
     tilt_min: float | None = None
@@ -77,7 +83,7 @@ class SegmentTrain:
         config = self._config()
         files.check_output_folder(self.out)
         source = self._load(self.source, with_masks=self.method != "supervised")
-        target = self._load(self.target, with_masks=self.method == "supervised")
+        target = self._load_target(source)
 
         from jimjax.models.weights import save_weights
         from jimjax.segment.training import train_segmenter
@@ -106,6 +112,26 @@ class SegmentTrain:
             with_masks=with_masks,
         )
 
+    def _load_target(self, source: "Subtomograms") -> "Subtomograms":
+        if self.target.suffix == PARTICLES:
+            return self._load(self.target, with_masks=self.method == "supervised")
+
+        from jimjax.commands import files
+        from jimjax.io import mrc
+        from jimjax.segment.unlabelled import cut_unlabelled
+
+        with mrc.open_volume(self.target, voxel_size=self.voxel_size) as tomogram:
+            size = tomogram.voxel_size
+            return cut_unlabelled(
+                tomogram,
+                self.target,
+                box=source.volumes.shape[-1],
+                voxel_size=check_voxel_size(self.target, size, source.voxel_size, "source"),
+                tilt_range=files.tilt_range(self.tilt_min, self.tilt_max) or ANY_TILT,
+                max_boxes=self.max_boxes,
+                seed=self.seed,
+            )
+
     def _config(self) -> "SegmentConfig":
         from jimjax.config import read_config
         from jimjax.io.errors import InputError
@@ -114,6 +140,14 @@ class SegmentTrain:
 
         if self.seed < 0:
             raise InputError(f"--seed must be 0 or more, got {self.seed}")
+        if self.max_boxes < 1:
+            raise InputError(f"--max-boxes must be 1 or more, got {self.max_boxes}")
+        if self.method == "supervised" and self.target.suffix != PARTICLES:
+            raise InputError(
+                f"{self.target}: method supervised learns from masks of the target, which a"
+                f" tomogram does not have; give a STAR file ({PARTICLES}) with masks, or another"
+                " --method"
+            )
         for name in ("denoiser", "noise"):
             if getattr(self, name) is not None and self.method != "vox-uda":
                 raise InputError(f"--{name} is of no use to --method {self.method}; try vox-uda")
@@ -187,10 +221,9 @@ class SegmentPredict:
         files.check_output_file(self.out / STAR, [self.data])
         table = star.read_particles(self.data)
         has_truth = MASK_COLUMN in table.columns
-        # A segmenter does not look at tilts.
         particles = load(
             self.data,
-            tilt_range=(-90.0, 90.0),
+            tilt_range=ANY_TILT,
             voxel_size=self.voxel_size,
             with_masks=has_truth,
         )
@@ -219,8 +252,9 @@ class SegmentPredict:
         from jimjax.io import mrc
         from jimjax.segment.segmenter import segment_tomogram
 
-        with mrc.open_volume(self.data) as tomogram:
-            size = self._checked_voxel_size(tomogram.voxel_size, weights)
+        wanted = weights.description.voxel_size
+        with mrc.open_volume(self.data, voxel_size=self.voxel_size) as tomogram:
+            size = check_voxel_size(self.data, tomogram.voxel_size, wanted, "segmenter")
 
             def read(first: int, last: int) -> np.ndarray:
                 return sign * tomogram.read(first, last)
@@ -237,20 +271,6 @@ class SegmentPredict:
 
         mrc.write_slabs(self.out / MASK, cut(), shape, voxel_size=size)
         print(f"{shape[2]} x {shape[1]} x {shape[0]} voxels: {self.out / MASK}")
-
-    def _checked_voxel_size(self, found: float | None, weights: "Weights") -> float:
-        from jimjax.data.columns import VOXEL_SIZE_TOLERANCE
-        from jimjax.io.errors import InputError
-
-        size, wanted = self.voxel_size or found, weights.description.voxel_size
-        if size is None:
-            raise InputError(f"{self.data}: does not tell its voxel size; give --voxel-size")
-        if abs(size / wanted - 1) > VOXEL_SIZE_TOLERANCE:
-            raise InputError(
-                f"{self.data}: is at {size:g} A per voxel, the segmenter is for {wanted:g} A; "
-                "rescale it, or correct its voxel size"
-            )
-        return size
 
 
 @dataclass(frozen=True)
@@ -270,3 +290,28 @@ class Segment:
     def run(self) -> None:
         """Runs the step."""
         self.step.run()
+
+
+def check_voxel_size(path: Path, size: float | None, wanted: float, whose: str) -> float:
+    """Gives back the voxel size of a tomogram if it is known and the one that is wanted.
+
+    Args:
+        path: of the tomogram, for messages.
+        size: angstrom; None if not known.
+        wanted: angstrom.
+        whose: that is, for messages.
+
+    Raises:
+        InputError: see above.
+    """
+    from jimjax.data.columns import VOXEL_SIZE_TOLERANCE
+    from jimjax.io.errors import InputError
+
+    if size is None:
+        raise InputError(f"{path}: does not tell its voxel size; give --voxel-size")
+    if abs(size / wanted - 1) > VOXEL_SIZE_TOLERANCE:
+        raise InputError(
+            f"{path}: is at {size:g} A per voxel, the {whose} is for {wanted:g} A; "
+            "rescale it, or correct its voxel size"
+        )
+    return size

@@ -2,7 +2,8 @@
 
 Boxes overlap, and where they do, what the function made of each is averaged. A network knows
 least where a box ends, because it does not see what lies beyond: values there have no weight,
-and those further in have a weight that grows smoothly, so that no seam is left.
+and those further in have a weight that grows smoothly, so that no seam is left. The same boxes
+can be drawn to train on.
 """
 
 import itertools
@@ -102,14 +103,66 @@ def blend(
         ValueError: if an option is out of range; while iterating, if ``read`` or ``function``
             give another shape.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    axes = _plan_axes(shape, box, stride)
+    return _slabs(function, _padded(read, shape, axes), axes, batch_size, progress)
+
+
+def draw_cubes(
+    read: Callable[[int, int], np.ndarray],
+    shape: tuple[int, int, int],
+    *,
+    box: int,
+    stride: int,
+    max_cubes: int,
+    seed: int,
+) -> np.ndarray:
+    """Draws some of the cubes that `blend` asks its function about, each at most once.
+
+    All of them if there are no more than ``max_cubes``. Sections are read in order, those of one
+    layer of cubes at a time and only where a cube was drawn, which with ``y`` and ``x`` not less
+    than ``box`` needs no more than
+
+        4 y x box + 4 max_cubes box^3 bytes.
+
+    Args:
+        read: as in `blend`.
+        shape: ``(z, y, x)`` of the volume.
+        box: side of the cubes, voxels.
+        stride: from one cube to the next, voxels, up to ``box``.
+        max_cubes: to draw, 1 or more.
+        seed: of the draw, 0 or more.
+
+    Returns:
+        ``(n, box, box, box)`` float32, from the first layer to the last.
+
+    Raises:
+        ValueError: if an option is out of range, or ``read`` gives another shape.
+    """
+    if max_cubes < 1:
+        raise ValueError(f"max_cubes must be 1 or more, got {max_cubes}")
+    axes = _plan_axes(shape, box, stride)
+    z, y, x = (axis.starts for axis in axes)
+    num = len(z) * len(y) * len(x)
+    drawn = np.random.default_rng(seed).choice(num, min(num, max_cubes), replace=False)
+    layers, *columns = np.unravel_index(np.sort(drawn), (len(z), len(y), len(x)))
+    read_padded = _padded(read, shape, axes)
+    cubes = np.empty((len(drawn), box, box, box), np.float32)
+    for layer in np.unique(layers):
+        sections = read_padded(z[layer], z[layer] + box)
+        for row in np.flatnonzero(layers == layer):
+            first_y, first_x = y[columns[0][row]], x[columns[1][row]]
+            cubes[row] = sections[:, first_y : first_y + box, first_x : first_x + box]
+    return cubes
+
+
+def _plan_axes(shape: tuple[int, int, int], box: int, stride: int) -> tuple[_Axis, ...]:
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"shape must be (z, y, x) of 1 voxel or more, got {shape}")
     if not 1 <= stride <= box:
         raise ValueError(f"stride must be from 1 to the box of {box} voxels, got {stride}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-    axes = tuple(_plan(int(length), box, stride) for length in shape)
-    return _slabs(function, _padded(read, shape, axes), axes, batch_size, progress)
+    return tuple(_plan(int(length), box, stride) for length in shape)
 
 
 def _plan(length: int, box: int, stride: int) -> _Axis:
