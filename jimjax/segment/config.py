@@ -16,6 +16,9 @@ NUM_TAPS = 4  # of a VoxResNet, whose features are kept alike
 class SegmentConfig:
     """How a segmenter is trained; the defaults are those of Vox-UDA where it gives them.
 
+    Ours are, in all methods that look at the target, batch statistics of each domain apart, and in
+    Vox-UDA what counts as a sure pseudo-label (``adaptation.pseudo_loss``) and ``ramp_epochs``.
+
     Attributes:
         method: "source-only": nothing of the target is looked at; "supervised": the target's own
             masks; "dann", "pdam": features, or features and masks, that tell no domain; "asc",
@@ -30,8 +33,9 @@ class SegmentConfig:
         epochs_per_drop: between two drops.
         noise: Vox-UDA: kind of the noise that source particles are given; "none" leaves out the
             noise generation module.
-        match_spectrum: Vox-UDA: filter source particles to the target's radial power before they
-            are given noise: ours, for noise of another colour and another contrast transfer.
+        match_spectrum: Vox-UDA: source particles are first given the target's radial power, and
+            noise of it in place of a random share of theirs. Ours, not published: for noise of
+            another colour and another contrast transfer.
         num_sampled: Vox-UDA: particles of the target that the noise is estimated from.
         kept: Vox-UDA: share of the Fourier coefficients, the highest, that count as noise.
         variance_order: Vox-UDA: "average-first", as published, or "mean-of-variances"; see

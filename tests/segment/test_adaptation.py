@@ -19,9 +19,18 @@ from jimjax.evaluate.segmentation import score_segmentation
 from jimjax.io.errors import InputError
 from jimjax.mesh import data_mesh
 from jimjax.models.voxresnet import VoxResNetConfig
+from jimjax.ops import match_power, radial_power
 from jimjax.progress import Interrupted
 from jimjax.segment import adaptation, losses, training
-from jimjax.segment.adaptation import Batch, Teacher, View, average, pseudo_loss
+from jimjax.segment.adaptation import (
+    MOST_NOISE,
+    Batch,
+    Teacher,
+    View,
+    average,
+    mix_with_noise,
+    pseudo_loss,
+)
 from jimjax.segment.config import Method, SegmentConfig
 from jimjax.segment.segmenter import segment_particles
 from jimjax.segment.training import build_parts, train_segmenter
@@ -143,6 +152,7 @@ def usual(surest, source, target):
         {"denoiser": "none"},
         {"denoiser": "ngm"},
         {"adversarial": 0.0},
+        {"match_spectrum": True},
         pytest.param({"denoiser": "bilateral"}, marks=slow),
         pytest.param({"noise": "poisson"}, marks=slow),
         pytest.param({"noise": "speckle"}, marks=slow),
@@ -233,6 +243,20 @@ def test_what_a_teacher_says_counts_in_full_after_the_ramp(source, target):
         for epoch in (0.0, 2.0, 4.0, 9.0)
     ]
     np.testing.assert_allclose(weights, np.exp([-5, -1.25, 0, 0]), rtol=1e-5)
+
+
+def test_mixed_with_noise_volumes_have_the_targets_power_and_any_share_of_their_own():
+    volumes = jax.random.normal(jax.random.key(0), (64, BOX, BOX, BOX))
+    own, falling = radial_power(volumes), 1 / (1 + jnp.arange(BOX // 2 + 1.0)) ** 2
+    keys = jax.random.split(jax.random.key(1), 64)
+    mixed = jax.vmap(lambda key, volume: mix_with_noise(key, volume, own, falling))(keys, volumes)
+    power = radial_power(mixed)[1:] / falling[1:]
+    np.testing.assert_allclose(power, power.mean(), rtol=0.2)
+    matched = jax.vmap(lambda volume: match_power(volume, own, falling))(volumes)
+    pairs = zip(mixed, matched, strict=True)
+    kept = np.array([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairs]) ** 2
+    assert (kept > 1 - MOST_NOISE - 0.15).all()
+    np.testing.assert_allclose(kept.mean(), 1 - MOST_NOISE / 2, atol=0.1)
 
 
 def test_pseudo_labels_are_voxels_that_the_teacher_is_sure_of():
