@@ -34,7 +34,7 @@ from jimjax.train.state import Optimizer, adam
 from jimjax.train.step import LossFunction, LossResult
 
 LEAST_SHARE = 1e-4  # of voxels that belong to particles, where a batch has none
-MOST_NOISE = 0.8  # of a source particle's variance, replaced by noise of the target's colour
+MOST_NOISE = 0.95  # of a source particle's variance, replaced by noise of the target's colour
 RAMP_SHARPNESS = 5.0  # of the weight of consistency: exp(-5 (1 - t)^2)
 TASK_WEIGHTS = 0.5, 1.5  # least and most that a source particle counts in PDAM
 WITHIN_NOISE = 0.1  # deviation of the noise that the teacher of LE-UDA sees the target with

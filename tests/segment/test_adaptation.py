@@ -34,6 +34,8 @@ from jimjax.segment.adaptation import (
 from jimjax.segment.config import Method, SegmentConfig
 from jimjax.segment.segmenter import segment_particles
 from jimjax.segment.training import build_parts, train_segmenter
+from jimjax.train import loop
+from jimjax.train.step import make_step
 
 BOX, NUM = 16, 8
 SIZES = VoxResNetConfig(box=BOX, first_width=4, width=4)
@@ -139,10 +141,25 @@ def surest():
 
 
 @pytest.fixture(scope="module")
-def usual(surest, source, target):
+def steps():
+    """Every compiled step of ``usual``."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def usual(surest, source, target, steps):
+    def make(*arguments):
+        steps.append(make_step(*arguments))
+        return steps[-1]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(training.PRESETS, "small", lambda box: SIZES)
+        patch.setattr(loop, "make_step", make)
         return train_segmenter(surest, source, target)
+
+
+def test_filters_statistics_and_networks_are_one_step_that_compiles_once(usual, steps):
+    assert [made._cache_size() for made in steps] == [1]
 
 
 @pytest.mark.parametrize(
