@@ -15,14 +15,15 @@ class NetworkSection:
     """The network.
 
     Attributes:
-        kind: "jimnet" aligns and clusters; "gumnet" only aligns pairs, and has no use for
-            classes, clusters and predictions of a run.
+        kind: "jimnet" aligns and clusters; "umtl" segments as well, and has a section of its own;
+            "gumnet" only aligns pairs, and has no use for classes, clusters and predictions of a
+            run.
         preset: "small" trains on a laptop, with radial kernels and solved poses; "paper" has
             Gum-Net's widths and learned regressors, and wants an accelerator.
         num_classes: clusters to find.
     """
 
-    kind: Literal["jimnet", "gumnet"] = "jimnet"
+    kind: Literal["jimnet", "gumnet", "umtl"] = "jimnet"
     preset: Literal["small", "paper"] = "small"
     num_classes: int = 5
 
@@ -91,6 +92,53 @@ class JointSection:
 
 
 @dataclass(frozen=True)
+class UMTLSection:
+    """What a UMTL learns, besides what the other sections say. The publication gives no numbers.
+
+    Attributes:
+        tasks: which of "align", "cluster" and "segment". Without "align" classes come from
+            features alone; without "cluster" all particles are of one class.
+        molecule_masks: whether random molecules, whose masks are known, teach segmentation. If
+            not, it learns from pseudo-labels of the particles alone.
+        segment_weight: of all that is about masks.
+        smoothing: of particles before the voxel-wise mixture labels them, voxels.
+        height: share of a particle's height above its surroundings at which its labels end; 0
+            leaves them as wide as the mixture draws them.
+        bootstrap: share of the network's own masks in the labels, at the end; it rises from 0.
+        size_min: least share of the box that a particle fills.
+        size_max: largest.
+        size_weight: of masks outside that interval.
+        smoothness_weight: of their raggedness.
+        agreement_weight: of the disagreement between the source's mask, moved, and the target's.
+    """
+
+    tasks: tuple[Literal["align", "cluster", "segment"], ...] = ("align", "cluster", "segment")
+    molecule_masks: bool = True
+    segment_weight: float = 1.0
+    smoothing: float = 1.0
+    height: float = 0.5
+    bootstrap: float = 0.7
+    size_min: float = 0.002
+    size_max: float = 0.4
+    size_weight: float = 0.1
+    smoothness_weight: float = 0.01
+    agreement_weight: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Refuses what contradicts itself."""
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(f"umtl.tasks names one twice: {', '.join(self.tasks)}")
+        if not 0 < self.size_min <= self.size_max <= 1:
+            raise ValueError(
+                "umtl.size_min and size_max must be shares of the box with 0 < size_min <= "
+                f"size_max <= 1, got {self.size_min:g} and {self.size_max:g}"
+            )
+        for name in ("bootstrap", "height"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"umtl.{name} must be at most 1, got {getattr(self, name):g}")
+
+
+@dataclass(frozen=True)
 class ClusterSection:
     """Clustering between epochs.
 
@@ -143,6 +191,7 @@ class RunConfig:
     data: DataSection = field(default_factory=DataSection)
     pretrain: PretrainSection = field(default_factory=PretrainSection)
     joint: JointSection = field(default_factory=JointSection)
+    umtl: UMTLSection = field(default_factory=UMTLSection)
     cluster: ClusterSection = field(default_factory=ClusterSection)
     predict: PredictSection = field(default_factory=PredictSection)
 

@@ -61,6 +61,18 @@ print(json.dumps({
 }))
 """
 
+# The same of a UMTL, whose pairs have rough masks besides.
+STEPS_OF_UMTL = (
+    STEPS_OF_BOTH_STAGES.replace("from jimjax.train import jimnet", "from jimjax.train import umtl")
+    .replace("jimnet.", "umtl.")
+    .replace("NetworkSection(num_classes=2)", "NetworkSection(kind='umtl', num_classes=2)")
+    .replace(
+        "np.arange(8, dtype=np.int32) % 2, tilt_ranges[:4],",
+        "np.arange(8, dtype=np.int32) % 2, *random.uniform(size=(2, 8, 16, 16, 16)), "
+        "np.full(8, 0.5), tilt_ranges[:4],",
+    )
+)
+
 TEMPLATES_IN_TILES = """
 import json
 import jax
@@ -112,8 +124,9 @@ def test_batch_that_does_not_divide_is_an_error_that_says_what_to_choose():
 
 
 @pytest.mark.slow
-def test_training_on_four_devices_is_training_on_one():
-    difference = _run_on_four_devices(STEPS_OF_BOTH_STAGES, JAX_ENABLE_X64="1")
+@pytest.mark.parametrize("program", [STEPS_OF_BOTH_STAGES, STEPS_OF_UMTL], ids=["jimnet", "umtl"])
+def test_training_on_four_devices_is_training_on_one(program):
+    difference = _run_on_four_devices(program, JAX_ENABLE_X64="1")
     # Each stage's second step as well, which stands on the first one's parameters.
     assert difference["losses"] < 1e-12, difference
     assert difference["params"] < 1e-12, difference

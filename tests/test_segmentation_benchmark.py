@@ -88,10 +88,23 @@ def test_ablations_are_what_the_paper_varies(seen, tmp_path):
 @pytest.mark.parametrize("task", ["segmentation", "ablation"])
 def test_every_published_row_has_one_of_ours(task):
     published = {"segmentation": PUBLISHED, "ablation": PUBLISHED_ABLATIONS}[task]
-    rows = segmentation_benchmark.TASKS[task]
-    assert set(published) <= set(rows)
-    for changes in rows.values():
+    assert set(published) <= set(segmentation_benchmark.TASKS[task])
+    for changes in (segmentation_benchmark.METHODS | segmentation_benchmark.ABLATIONS).values():
         SegmentConfig(**changes)
+
+
+def test_rows_of_one_name_are_the_same():
+    methods, ablations = segmentation_benchmark.METHODS, segmentation_benchmark.ABLATIONS
+    for name in set(methods) & set(ablations):
+        assert methods[name] == ablations[name]
+
+
+def test_mixtures_of_voxels_learn_nothing_and_are_scored_alike(seen, tmp_path):
+    assert run("segmentation", tmp_path / "out", "--methods", "gmm", "gmm-corrected") == 0
+    assert not seen
+    results = json.loads((tmp_path / "out/results.json").read_text())["results"]
+    shares = {r["method"]: r["found_share"] for r in results if r["seed"] == 0}
+    assert 0 < shares["gmm-corrected"] < shares["gmm"] < 0.7
 
 
 def test_rows_that_name_a_value_have_it():

@@ -90,6 +90,8 @@ def ask_jimnet(
 
     if run_folder is not None:
         run = load_run(run_folder)
+        if not len(run.references) and run.config.network.kind == "umtl":
+            raise InputError(f"{run_folder}: a UMTL that does not align; train it for that, too")
         if num_classes not in (None, len(run.references)):
             raise InputError(
                 f"--num-classes {num_classes} does not fit {run_folder}, a run of "

@@ -10,6 +10,7 @@ from jimjax.commands import (
     alignment_benchmark,
     alignment_methods,
     clustering_benchmark,
+    multitask_benchmark,
     segmentation_benchmark,
 )
 
@@ -17,15 +18,21 @@ SNRS = (100.0, 0.1, 0.05, 0.03, 0.01)
 TASKS = {
     "alignment": alignment_benchmark,
     "clustering": clustering_benchmark,
+    "multitask": multitask_benchmark,
     "segmentation": segmentation_benchmark,
     "ablation": segmentation_benchmark,
 }
 KNOWN = {
     "alignment": tuple(alignment_methods.METHODS),
     "clustering": clustering_benchmark.KNOWN,
+    "multitask": multitask_benchmark.KNOWN,
     **{task: tuple(rows) for task, rows in segmentation_benchmark.TASKS.items()},
 }
-DEFAULT = {**KNOWN, "clustering": clustering_benchmark.DEFAULT}
+DEFAULT = {
+    **KNOWN,
+    "clustering": clustering_benchmark.DEFAULT,
+    "multitask": multitask_benchmark.DEFAULT,
+}
 
 
 @dataclass(frozen=True)
@@ -54,14 +61,22 @@ class Benchmark:
     classify fresh particles: "transfer-taught" learned the same classes, "protonet" and
     "protonet-ce" all but two, which they tell apart by five examples of each (100 episodes).
 
+    "multitask" trains a UMTL for all three of its tasks ("umtl") and for each alone ("umtl-align",
+    "umtl-cluster", "umtl-segment"), also without the known masks of random molecules
+    ("umtl-no-masks", "umtl-segment-no-masks"), and scores classes, poses and masks of fresh
+    particles beside those of an untrained network ("untrained"), the pseudo-labels of masks as they
+    are and corrected ("gmm", "gmm-central", "gmm-corrected") and what never changes ("constant").
+    Its small preset has 60 particles of each class.
+
     "segmentation" compares ways from simulated particles with masks (the source, SNR 0.03 and
     0.05) to other structures under another microscope (the target: tilts -50 to 65 degrees,
     underfocus 2.5 to 4.5 micrometre, coloured noise): the methods of jimjax segment train,
-    Vox-UDA with each of its denoisers, of several seeds, scored on fresh particles of the target.
-    "ablation" compares Vox-UDA with parts left out and other settings, in the same way.
+    Vox-UDA with each of its denoisers, of several seeds, scored on fresh particles of the target,
+    beside voxel-wise mixtures that learn nothing ("gmm", "gmm-corrected"). "ablation" compares
+    Vox-UDA with parts left out and other settings, in the same way.
 
-    Writes OUT/results.json, OUT/table.md and OUT/curves.png. Results that OUT already holds are
-    kept, so that an interrupted benchmark goes on.
+    Writes OUT/results.json, OUT/table.md and, but for multitask, OUT/curves.png. Results that OUT
+    already holds are kept, so that an interrupted benchmark goes on.
 
     Attributes:
         task: what is compared.
@@ -83,7 +98,9 @@ class Benchmark:
         num_seeds: how many seeds; alignment has one.
     """
 
-    task: tyro.conf.Positional[Literal["alignment", "clustering", "segmentation", "ablation"]]
+    task: tyro.conf.Positional[
+        Literal["alignment", "clustering", "multitask", "segmentation", "ablation"]
+    ]
     out: Path
     preset: Literal["small", "paper"] = "small"
     structures: tuple[Path, ...] = ()
@@ -137,7 +154,7 @@ class Benchmark:
         self._write_table(results)
 
     def _write_table(self, results: list[dict[str, Any]]) -> None:
-        from jimjax.report import alignment, clustering, segmentation
+        from jimjax.report import alignment, clustering, multitask, segmentation
 
         curves = self.out / "curves.png"
         if self.task == "alignment":
@@ -147,12 +164,12 @@ class Benchmark:
         elif self.task == "clustering":
             table = clustering.make_table(results)
             clustering.draw_curves(results, curves)
+        elif self.task == "multitask":
+            table = multitask.make_table(results)
         else:
-            make = (
-                segmentation.make_ablation_table
-                if self.task == "ablation"
-                else segmentation.make_table
-            )
+            make = segmentation.make_table
+            if self.task == "ablation":
+                make = segmentation.make_ablation_table
             table = make(results)
             segmentation.draw_bars(results, curves)
         (self.out / "table.md").write_text(table, encoding="utf-8")

@@ -60,15 +60,22 @@ def read_densities(structures: Sequence[Path], symmetries: Sequence[str], seed: 
 
 
 def simulate_particles(
-    densities: Sequence[Any], preset: Preset, *, snr: float, seed: int, ctf: bool
+    densities: Sequence[Any],
+    preset: Preset,
+    *,
+    snr: float,
+    seed: int,
+    ctf: bool,
+    mask_threshold: float | None = None,
 ) -> tuple["Subtomograms", "Subtomograms"]:
-    """Particles to fit, and fresh ones, the same number of each class."""
+    """Particles to fit, and fresh ones, the same number of each class; see ``simulate``."""
     import jax
 
     keys = jax.random.split(jax.random.key(seed))
     numbers = preset.num_per_class, preset.num_fresh
     fitted, fresh = (
-        _simulate(key, densities, num, snr, ctf) for key, num in zip(keys, numbers, strict=True)
+        _simulate(key, densities, num, snr, ctf, mask_threshold)
+        for key, num in zip(keys, numbers, strict=True)
     )
     return fitted, fresh
 
@@ -106,7 +113,12 @@ def simulate_imbalanced(
 
 
 def _simulate(
-    key: "jax.Array", densities: Sequence[Any], num: int, snr: float, ctf: bool
+    key: "jax.Array",
+    densities: Sequence[Any],
+    num: int,
+    snr: float,
+    ctf: bool,
+    mask_threshold: float | None = None,
 ) -> "Subtomograms":
     from jimjax.data.simulate import CtfParameters, simulate
 
@@ -120,6 +132,7 @@ def _simulate(
         max_shift=MAX_SHIFT,
         box=BOX,
         ctf=CtfParameters(defocus=20000.0, mtf=MTF) if ctf else None,
+        mask_threshold=mask_threshold,
     )
 
 

@@ -1,4 +1,4 @@
-"""``jimjax predict``: a class for each particle, and a pose where the run knows it."""
+"""``jimjax predict``: a class for each particle, and a pose and a mask where the run knows them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jimjax.data.subtomograms import Subtomograms
     from jimjax.train.run import Prediction
 
-FEATURES_SUFFIX = ".features.npz"
+FEATURES_SUFFIX, MASKS_SUFFIX = ".features.npz", ".masks.mrcs"
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,11 @@ class Predict:
     (rlnAngle*, degrees) and origins (rlnOrigin*Angst, angstrom) are the network's, and columns
     jimCorrelation and jimClassProbability are added. The features go to a file beside it,
     classes.features.npz for classes.star.
+
+    A run of a UMTL gives what it was trained for: without its task "align" poses stay as they are,
+    without "cluster" all particles are of one class. With "segment", masks (1 where the particle
+    is) go to a stack beside the STAR file, classes.masks.mrcs, whose rows rlnMaskName then names;
+    where the STAR file of the particles named masks already, the overlap with them is printed.
 
     Attributes:
         run_folder: folder that jimjax train, cluster or fewshot made.
@@ -53,6 +58,7 @@ class Predict:
 
         files.check_output_file(self.out, [self.data])
         files.check_output_file(features_path(self.out), [self.data])
+        files.check_output_file(masks_path(self.out), [self.data])
         tilt_range = files.tilt_range(self.tilt_min, self.tilt_max)
         particles = load(
             self.data, tilt_range=tilt_range, voxel_size=self.voxel_size, seed=self.seed
@@ -69,6 +75,26 @@ class Predict:
         counts = np.bincount(labels, minlength=found.probabilities.shape[1])
         sizes = ", ".join(str(count) for count in counts)
         print(f"{len(particles)} particles in classes of {sizes}: {self.out}")
+        if isinstance(found, runs.Prediction) and found.masks is not None:
+            self._score_masks(found.masks)
+
+    def _score_masks(self, masks: "np.ndarray") -> None:
+        from jimjax.data.subtomograms import load
+        from jimjax.evaluate.segmentation import score_segmentation
+        from jimjax.io.star import MASK_COLUMN, read_particles
+
+        if MASK_COLUMN not in read_particles(self.data).columns:
+            return
+        # Read only now, and by nothing that predicts.
+        anywhere = (-90.0, 90.0)
+        truth = load(
+            self.data, tilt_range=anywhere, voxel_size=self.voxel_size, with_masks=True
+        ).masks
+        scores = score_segmentation(masks, truth)
+        print(
+            f"Dice {scores['mean_dice']:.3f}, IoU {scores['mean_iou']:.3f} with the masks of "
+            f"{self.data}"
+        )
 
     def _ask(self, particles: "Subtomograms") -> "Prediction | Classified":
         from jimjax.cluster import model as clusters
@@ -87,10 +113,15 @@ def features_path(out: Path) -> Path:
     return out.with_name(out.name.removesuffix(".star") + FEATURES_SUFFIX)
 
 
+def masks_path(out: Path) -> Path:
+    """Where the masks of the particles in a STAR file are kept."""
+    return out.with_name(out.name.removesuffix(".star") + MASKS_SUFFIX)
+
+
 def write_prediction(
     prediction: "Prediction", particles: "Subtomograms", data: Path, out: Path
 ) -> None:
-    """Writes the STAR file of a prediction and the features beside it.
+    """Writes the STAR file of a prediction, and features and masks beside it.
 
     Args:
         prediction: one row per particle.
@@ -102,6 +133,11 @@ def write_prediction(
 
     from jimjax.commands.poses import write_poses
 
+    masks = {} if prediction.masks is None else _write_masks(prediction, particles, data, out)
+    if prediction.rotations is None:
+        features, probabilities = prediction.features, prediction.probabilities
+        write_classes(particles, data, out, features, probabilities, **masks)
+        return
     write_features(out, prediction.features, prediction.labels, prediction.probabilities)
     rows = np.arange(len(prediction.labels))
     write_poses(
@@ -113,7 +149,29 @@ def write_prediction(
         prediction.shifts,
         jimCorrelation=prediction.correlations,
         jimClassProbability=prediction.probabilities[rows, prediction.labels],
+        **masks,
     )
+
+
+def _write_masks(
+    prediction: "Prediction", particles: "Subtomograms", data: Path, out: Path
+) -> dict[str, object]:
+    """Writes the stack of masks; returns the columns that name them and count their voxels."""
+    import os
+
+    import numpy as np
+
+    from jimjax.io import mrc
+    from jimjax.io.star import MASK_COLUMN
+
+    path = masks_path(out)
+    mrc.write_stack(path, prediction.masks, voxel_size=particles.voxel_size)
+    # As seen from the table that was read: where it is written, its names are made to fit.
+    stack = os.path.relpath(path.resolve(), data.parent.resolve())
+    return {
+        MASK_COLUMN: [f"{number:06d}@{stack}" for number in range(1, len(particles) + 1)],
+        "jimSegmentVoxels": np.count_nonzero(prediction.masks, axis=(1, 2, 3)),
+    }
 
 
 def write_classes(
@@ -122,6 +180,7 @@ def write_classes(
     out: Path,
     features: "np.ndarray",
     probabilities: "np.ndarray",
+    **more: object,
 ) -> None:
     """Writes a STAR file with new classes, and the features beside it; poses stay as they are.
 
@@ -131,6 +190,7 @@ def write_classes(
         out: STAR file to write.
         features: ``(n, d)``.
         probabilities: ``(n, k)`` of the classes.
+        **more: other columns.
     """
     from jimjax.commands.poses import class_columns
     from jimjax.io.star import read_particles
@@ -139,7 +199,7 @@ def write_classes(
     write_features(out, features, labels, probabilities)
     table = read_particles(data)
     columns = class_columns(particles, table, labels)
-    columns["jimClassProbability"] = probabilities.max(axis=1)
+    columns |= {"jimClassProbability": probabilities.max(axis=1), **more}
     table.with_columns(columns).write(out)
 
 

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jimjax.commands import benchmark_data
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from jimjax.commands.benchmark import Benchmark
     from jimjax.data.simulate import CtfParameters
     from jimjax.data.subtomograms import Subtomograms
+    from jimjax.models.weights import Weights
     from jimjax.segment.config import SegmentConfig
 
 SOURCE_SNRS = (0.03, 0.05)  # as Vox-UDA's source
@@ -93,7 +96,9 @@ ABLATIONS: dict[str, Changes] = {
     "sigma_range=1.0": {"sigma_range": 1.0},
     "sigma_range=1.4": {"sigma_range": 1.4},
 }
-TASKS = {"segmentation": METHODS, "ablation": ABLATIONS}
+UNTAUGHT = ("gmm", "gmm-corrected")  # a mixture of each particle's voxels, and what is known of it
+SMOOTHING, HEIGHT = 1.0, 0.5  # of those, as UMTL's
+TASKS = {"segmentation": (*METHODS, *UNTAUGHT), "ablation": tuple(ABLATIONS)}
 
 
 def measure(benchmark: "Benchmark", densities: list[Any]) -> None:
@@ -121,8 +126,7 @@ def measure(benchmark: "Benchmark", densities: list[Any]) -> None:
             )
             for name in missing:
                 say(f"{name}, SNR {snr:g}, seed {seed}")
-                config = _config(benchmark.preset, TASKS[benchmark.task][name], seed)
-                result = _measure_one(config, domains)
+                result = measure_one(name, benchmark.preset, domains, seed)
                 files.write_json(paths[name], {"method": name, "snr": snr, "seed": seed, **result})
 
 
@@ -131,7 +135,9 @@ def results(folder: Path) -> list[dict[str, Any]]:
     from jimjax.commands.files import read_json
 
     found = [read_json(path) for path in folder.glob("*/result_*.json")]
-    order = {name: place for place, name in enumerate(dict.fromkeys([*METHODS, *ABLATIONS]))}
+    order = {
+        name: place for place, name in enumerate(dict.fromkeys([*METHODS, *UNTAUGHT, *ABLATIONS]))
+    }
     return sorted(found, key=lambda r: (-r["snr"], order[r["method"]], r["seed"]))
 
 
@@ -195,24 +201,27 @@ def _config(preset: str, changes: Changes, seed: int) -> "SegmentConfig":
     return dataclasses.replace(config, **changes, seed=seed)
 
 
-def _measure_one(config: "SegmentConfig", domains: Domains) -> dict[str, Any]:
-    """Trains a method and scores it on fresh particles; compilation is in the seconds."""
+def measure_one(name: str, preset: str, domains: Domains, seed: int) -> dict[str, Any]:
+    """Scores a row on fresh particles; compilation is in the seconds.
+
+    Args:
+        name: of ``METHODS``, ``UNTAUGHT`` or ``ABLATIONS``; those of one name are the same.
+        preset: "small" or "paper".
+        domains: particles.
+        seed: of the training.
+    """
     import jax
 
-    from jimjax.commands.progress import open_progress
     from jimjax.evaluate.segmentation import score_segmentation
-    from jimjax.segment.segmenter import segment_particles
-    from jimjax.segment.training import train_segmenter
 
-    seen = dataclasses.replace(domains.target, labels=None, rotations=None, shifts=None)
-    if config.method != "supervised":
-        seen = dataclasses.replace(seen, masks=None)
-    started = time.monotonic()
-    with open_progress() as progress:
-        weights = train_segmenter(config, domains.source, seen, progress=progress)
-    seconds = round(time.monotonic() - started, 1)
     fresh = domains.fresh
-    found = segment_particles(weights, fresh) > FOREGROUND
+    started = time.monotonic()
+    if name in UNTAUGHT:
+        found, seconds = _label_voxels(name, fresh), _since(started)
+    else:
+        weights = _train(_config(preset, (METHODS | ABLATIONS)[name], seed), domains)
+        seconds = _since(started)
+        found = _segment(weights, fresh)
     scores = score_segmentation(found, fresh.masks, fresh.labels)
     return {
         "scored_on": "fresh",
@@ -222,3 +231,35 @@ def _measure_one(config: "SegmentConfig", domains: Domains) -> dict[str, Any]:
         "seconds": seconds,
         "device": jax.devices()[0].device_kind,
     }
+
+
+def _train(config: "SegmentConfig", domains: Domains) -> "Weights":
+    from jimjax.commands.progress import open_progress
+    from jimjax.segment.training import train_segmenter
+
+    seen = dataclasses.replace(domains.target, labels=None, rotations=None, shifts=None)
+    if config.method != "supervised":
+        seen = dataclasses.replace(seen, masks=None)
+    with open_progress() as progress:
+        return train_segmenter(config, domains.source, seen, progress=progress)
+
+
+def _segment(weights: "Weights", fresh: "Subtomograms") -> "np.ndarray":
+    from jimjax.segment.segmenter import segment_particles
+
+    return segment_particles(weights, fresh) > FOREGROUND
+
+
+def _label_voxels(name: str, fresh: "Subtomograms") -> "np.ndarray":
+    from jimjax.data.subtomograms import normalize
+    from jimjax.segment.pseudo_labels import corrected_labels, pseudo_labels
+
+    volumes = normalize(fresh.volumes)
+    labels = pseudo_labels(volumes, sigma=SMOOTHING, sign=-1.0)
+    if name == "gmm-corrected":
+        labels = corrected_labels(volumes, labels, sigma=SMOOTHING, sign=-1.0, height=HEIGHT)
+    return labels > FOREGROUND
+
+
+def _since(started: float) -> float:
+    return round(time.monotonic() - started, 1)

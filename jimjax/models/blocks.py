@@ -199,14 +199,18 @@ class Extractor(nnx.Module):
             descriptions ``(batch, num_pooled)``: each statistic of ``pools`` over the box, for
             every stack and the features.
         """
+        maps = self.maps(volumes, train=train)
+        pooled = [statistic(m, pool) for m in maps for pool in self.config.pools]
+        return maps[-1], jnp.concatenate(pooled, axis=-1)
+
+    def maps(self, volumes: jax.Array, *, train: bool) -> list[jax.Array]:
+        """Maps ``(batch, n, n, n, c)`` of every stack, then the features; volumes as above."""
         config = self.config
         hidden, maps = volumes[..., None], []
         for size, keep, stack in zip(config.sizes, config.keeps, self.stacks, strict=False):
             hidden = stack(pool_to(hidden, keep, size), train=train)
             maps.append(hidden)
-        features = self.closing(pool_to(hidden, config.keeps[-1], config.sizes[-1]))
-        pooled = [statistic(m, pool) for m in (*maps, features) for pool in config.pools]
-        return features, jnp.concatenate(pooled, axis=-1)
+        return [*maps, self.closing(pool_to(hidden, config.keeps[-1], config.sizes[-1]))]
 
 
 def pool_to(x: jax.Array, keep: int, size: int) -> jax.Array:

@@ -66,15 +66,23 @@ class CorrelationTower(nnx.Module):
     Gum-Net's order: its extractor has ReLU before batch norm, this has it after.
     """
 
-    def __init__(self, size: int, width: int, momentum: float, rngs: nnx.Rngs):
-        widths = (size**3, *[width] * TOWER_DEPTH)
+    def __init__(
+        self,
+        size: int,
+        width: int,
+        momentum: float,
+        rngs: nnx.Rngs,
+        *,
+        num_correlations: int = 1,
+    ):
+        widths = (num_correlations * size**3, *[width] * TOWER_DEPTH)
         self.convs = nnx.List(
             [Conv(*pair, padding="valid", rngs=rngs) for pair in itertools.pairwise(widths)]
         )
         self.norms = nnx.List([batch_norm(width, momentum, rngs) for _ in self.convs])
 
     def __call__(self, correlation: jax.Array, *, train: bool) -> jax.Array:
-        """Maps ``(batch, n, n, n, n^3)`` to ``(batch, features)``."""
+        """Maps ``(batch, n, n, n, num_correlations n^3)`` to ``(batch, features)``."""
         hidden = matching.l2_normalize(correlation)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             hidden = nnx.relu(norm(conv(hidden), use_running_average=not train))

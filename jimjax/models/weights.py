@@ -31,6 +31,7 @@ from jimjax.models.functional import Network
 from jimjax.models.gumnet import GumNet, GumNetConfig
 from jimjax.models.jimnet import JimNet, JimNetConfig
 from jimjax.models.protonet import ProtoNet, ProtoNetConfig
+from jimjax.models.umtl import UMTL, UMTLConfig
 from jimjax.models.voxresnet import VoxResNet, VoxResNetConfig
 from jimjax.models.yopo import Yopo, YopoConfig
 
@@ -44,12 +45,13 @@ MODULES = {
     "autoencoder": (Autoencoder3D, Autoencoder3DConfig),
     "edss3d": (Edss3d, Edss3dConfig),
     "voxresnet": (VoxResNet, VoxResNetConfig),
+    "umtl": (UMTL, UMTLConfig),
 }
 SHIPPED = "jimjax.weights"  # package that holds the files that come along
 MANIFEST = "sha256.json"
 MAX_DESCRIPTION = 100_000  # characters
 MAX_NUMBER = 1 << 20  # of a configuration; more is no network that this machine can hold
-HEAD = "params.head."  # of a Jim-Net; depends on the number of classes
+HEAD = "params.head."  # of a Jim-Net or UMTL; depends on the number of classes
 NUM_SHOWN = 3  # names in a message
 
 Contrast = Literal["dark", "light"]
@@ -62,6 +64,7 @@ NetworkConfig = (
     | Autoencoder3DConfig
     | Edss3dConfig
     | VoxResNetConfig
+    | UMTLConfig
 )
 
 

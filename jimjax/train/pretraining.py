@@ -37,7 +37,13 @@ def num_beside(config: RunConfig, num_devices: int) -> int:
 
 
 def observe(
-    key: jax.Array, tilt_ranges: jax.Array, config: RunConfig, *, box: int, mesh: Mesh
+    key: jax.Array,
+    tilt_ranges: jax.Array,
+    config: RunConfig,
+    *,
+    box: int,
+    mesh: Mesh,
+    with_masks: bool = False,
 ) -> MoleculePairs:
     """Molecules of a configuration's family and contrast; see ``observe_molecules``."""
     section = config.pretrain
@@ -45,7 +51,8 @@ def observe(
         snr_min=section.snr_min, snr_max=section.snr_max, max_shift=section.max_shift
     )
     sign = SIGNS[config.data.contrast]
-    return observe_molecules(key, tilt_ranges, family, box=box, sign=sign, mesh=mesh)
+    how = {"box": box, "sign": sign, "mesh": mesh, "with_masks": with_masks}
+    return observe_molecules(key, tilt_ranges, family, **how)
 
 
 def apply_beside(
@@ -86,7 +93,13 @@ def pair_loss(score: Score) -> MoleculeLoss:
 
 
 def molecule_stage(
-    config: RunConfig, tilt_ranges: np.ndarray, box: int, mesh: Mesh, loss: MoleculeLoss
+    config: RunConfig,
+    tilt_ranges: np.ndarray,
+    box: int,
+    mesh: Mesh,
+    loss: MoleculeLoss,
+    *,
+    with_masks: bool = False,
 ) -> Stage:
     """Training on random molecules alone.
 
@@ -96,13 +109,15 @@ def molecule_stage(
         box: side in voxels.
         mesh: devices.
         loss: of the network and pairs.
+        with_masks: whether pairs are to say where their molecules are.
     """
     num_rounds, num_steps = num_pretrain(config)
 
     def observed_loss(
         network: Network, tilt_ranges: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, LossResult]:
-        return loss(network, observe(key, tilt_ranges, config, box=box, mesh=mesh))
+        made = observe(key, tilt_ranges, config, box=box, mesh=mesh, with_masks=with_masks)
+        return loss(network, made)
 
     def draw(epoch: int, memory: Any) -> Iterator[np.ndarray]:
         del memory

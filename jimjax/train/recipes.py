@@ -3,15 +3,15 @@
 from types import ModuleType
 
 from jimjax.config import RunConfig
-from jimjax.train import gumnet, jimnet
+from jimjax.train import gumnet, jimnet, umtl
 
-RECIPES = {"jimnet": jimnet, "gumnet": gumnet}
+RECIPES = {"jimnet": jimnet, "gumnet": gumnet, "umtl": umtl}
 
 
 def recipe_of(config: RunConfig) -> ModuleType:
     """The module of a configuration's network.
 
-    Each has ``network_config``, ``build_network``, ``molecule_stage``, ``molecule_loss`` and
-    ``taught_loss`` with the same arguments.
+    Each has ``network_config``, ``build_network``, ``molecule_stage`` and ``molecule_loss`` with
+    the same arguments, and those that a teacher can teach ``taught_loss``.
     """
     return RECIPES[config.network.kind]

@@ -9,14 +9,17 @@ import numpy as np
 
 from jimjax.align import inference
 from jimjax.config import RunConfig, read_config
+from jimjax.data.batches import map_chunks
 from jimjax.data.subtomograms import Subtomograms, check_scale, normalize
 from jimjax.io import mrc
 from jimjax.io.errors import InputError
 from jimjax.mesh import data_mesh, replicate
+from jimjax.models import functional
 from jimjax.models.functional import Network
 from jimjax.models.weights import Description, Weights, load_weights, save_weights, transplant
 from jimjax.progress import Progress
-from jimjax.train import em, gumnet, jimnet
+from jimjax.segment.pseudo_labels import central_components
+from jimjax.train import em, gumnet, jimnet, umtl
 from jimjax.train import teacher as teaching
 from jimjax.train.checkpoint import open_checkpoints
 from jimjax.train.recipes import recipe_of
@@ -26,16 +29,19 @@ from jimjax.train.state import initial_state, network_of
 from jimjax.train.teacher import Teacher
 
 REFERENCES, WEIGHTS = "references.mrcs", "weights.safetensors"
+THRESHOLD = 0.5  # probability from which a voxel is the particle's
+CONNECTED = 0.25  # and above which voxels must lie between its parts
 
 
 class Run(NamedTuple):
-    """A trained Jim-Net, or a Gum-Net, which has no references.
+    """A trained Jim-Net or UMTL, or a network without references: a Gum-Net, or a UMTL that does
+    not align.
 
     Attributes:
         folder: where it is kept; None for one that was never saved.
         config: what it was trained with.
         network: with trained parameters.
-        references: ``(k, z, y, x)``, normalised, one per cluster.
+        references: ``(k, z, y, x)``, normalised, one per cluster; k is 0 if there are none.
         voxel_size: Angstrom, of the particles it was trained on.
     """
 
@@ -47,7 +53,10 @@ class Run(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Classes and poses of particles.
+    """Classes and poses of particles, and masks of a UMTL that segments.
+
+    What a UMTL was not trained for is missing: poses are None without "align", and all particles
+    are of one class without "cluster".
 
     Attributes:
         labels: ``(n,)`` clusters from 0.
@@ -57,14 +66,16 @@ class Prediction(NamedTuple):
         rotations: ``(n, 3, 3)``, carry the cluster's reference into the particle.
         shifts: ``(n, 3)``, ``(x, y, z)`` in voxels.
         correlations: ``(n,)`` with the reference at that pose.
+        masks: ``(n, z, y, x)`` boolean, the voxels of each particle; None if not segmented.
     """
 
     labels: np.ndarray
     probabilities: np.ndarray
     features: np.ndarray
-    rotations: np.ndarray
-    shifts: np.ndarray
-    correlations: np.ndarray
+    rotations: np.ndarray | None
+    shifts: np.ndarray | None
+    correlations: np.ndarray | None
+    masks: np.ndarray | None = None
 
 
 def train_run(
@@ -98,12 +109,15 @@ def train_run(
     Raises:
         InputError: if the folder holds a run and ``resume`` is off; if it holds none, or one of
             another configuration or of other particles, and ``resume`` is on; if there are too
-            few particles; or if the weights do not fit the configuration.
+            few particles; if the weights do not fit the configuration; or if there is a teacher
+            for a UMTL.
         Interrupted: after SIGTERM or SIGINT, with everything saved.
         loop.TrainingError: if the loss stays non-finite.
     """
     folder = Path(folder)
     _check_particles(config, particles)
+    if teacher is not None and config.network.kind == "umtl":
+        raise InputError("a UMTL learns without a teacher; leave it out, or train a Jim-Net")
     origin = Origin(config, particles, teacher, weights)
     check_folder(origin, folder, resume)
     network = _initial_network(config, particles.volumes.shape[-1], weights)
@@ -112,9 +126,10 @@ def train_run(
     mesh, key = data_mesh(), jax.random.key(config.seed)
     step_key, cluster_key = jax.random.split(key)
     box = particles.volumes.shape[-1]
-    optimizer = jimnet.build_optimizer(config, len(particles))
+    settled = _settled(config)
+    optimizer = jimnet.build_optimizer(settled, len(particles))
     state = replicate(initial_state(network, optimizer), mesh)
-    memory = em.initial_memory(len(particles), config.network.num_classes, box)
+    memory = em.initial_memory(len(particles), settled.network.num_classes, box)
     if config.network.kind == "gumnet":
         particles, offsets = gumnet.centre_particles(particles)
         teacher = teacher and teacher.moved(offsets)
@@ -125,7 +140,7 @@ def train_run(
         stages = gumnet.build_stages(config, particles, mesh)
     else:
         prepared = em.prepare(particles, config)
-        stages = jimnet.build_stages(config, network, prepared, mesh, cluster_key)
+        stages = recipe_of(config).build_stages(settled, network, prepared, mesh, cluster_key)
     state, memory = train_in_folder(
         folder,
         network,
@@ -139,11 +154,11 @@ def train_run(
         progress=progress,
     )
     trained = network_of(network, state)
-    if config.network.kind == "gumnet":
-        return _finish_gumnet(config, trained, particles, folder)
+    if not _has_references(config):
+        return _finish_without_references(config, trained, particles, folder)
     references = memory.references
     if teacher is None:
-        references = em.final_references(trained, prepared, memory, config)
+        references = em.final_references(trained, prepared, memory, settled)
     mrc.write_stack(folder / REFERENCES, references, voxel_size=particles.voxel_size)
     return Run(folder, config, trained, references, particles.voxel_size)
 
@@ -160,12 +175,15 @@ def untrained_run(config: RunConfig, particles: Subtomograms) -> Run:
     """
     _check_particles(config, particles)
     box = particles.volumes.shape[-1]
-    network = jimnet.build_network(config, box)
-    memory = em.initial_memory(len(particles), config.network.num_classes, box)
-    key = jax.random.split(jax.random.key(config.seed))[1]
-    prepared = em.prepare(particles, config)
-    memory, _ = em.recluster(key, network, prepared, memory, config)
-    references = em.final_references(network, prepared, memory, config)
+    network = recipe_of(config).build_network(config, box)
+    settled = _settled(config)
+    memory = em.initial_memory(len(particles), settled.network.num_classes, box)
+    references = memory.references[:0]
+    if _has_references(config):
+        key = jax.random.split(jax.random.key(config.seed))[1]
+        prepared = em.prepare(particles, config)
+        memory, _ = em.recluster(key, network, prepared, memory, settled)
+        references = em.final_references(network, prepared, memory, settled)
     return Run(None, config, network, references, particles.voxel_size)
 
 
@@ -185,18 +203,19 @@ def load_run(folder: str | Path) -> Run:
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: not a run (it has no {CONFIG}); make one with jimjax train")
     config = read_config(folder / CONFIG)
-    is_gumnet = config.network.kind == "gumnet"
-    if not (folder / (WEIGHTS if is_gumnet else REFERENCES)).is_file():
+    has_references = _has_references(config)
+    if not (folder / (REFERENCES if has_references else WEIGHTS)).is_file():
         raise InputError(f"{folder}: training has not finished; go on with jimjax train --resume")
-    if is_gumnet:
-        return _load_gumnet(config, folder)
+    if not has_references:
+        return _load_without_references(config, folder)
     stack = mrc.read_images(folder / REFERENCES)
     provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
     num_particles, box = provenance["num_particles"], provenance["box"]
-    network = jimnet.build_network(config, box)
-    state = initial_state(network, jimnet.build_optimizer(config, num_particles))
+    network = recipe_of(config).build_network(config, box)
+    settled = _settled(config)
+    state = initial_state(network, jimnet.build_optimizer(settled, num_particles))
     state = replicate(state, data_mesh(1))
-    memory = em.initial_memory(num_particles, config.network.num_classes, box)
+    memory = em.initial_memory(num_particles, settled.network.num_classes, box)
     with open_checkpoints(folder / CHECKPOINTS) as checkpoints:
         saved = checkpoints.restore({"state": state, "memory": memory})
     trained = network_of(network, saved["state"])
@@ -211,7 +230,7 @@ def weights_of(run: Run) -> Weights:
 
 
 def predict(run: Run, particles: Subtomograms) -> Prediction:
-    """Classifies particles and finds their poses.
+    """Classifies particles and finds their poses; a UMTL also segments them.
 
     Args:
         run: trained.
@@ -223,7 +242,7 @@ def predict(run: Run, particles: Subtomograms) -> Prediction:
     Raises:
         InputError: if box or voxel size differ, or the run is that of a Gum-Net.
     """
-    if not len(run.references):
+    if run.config.network.kind == "gumnet":
         raise InputError(
             f"{run.folder}: a Gum-Net has no classes of its own; give it references with "
             "jimjax align --method gumnet"
@@ -231,6 +250,14 @@ def predict(run: Run, particles: Subtomograms) -> Prediction:
     box = run.references.shape[-1]
     check_scale(particles, box=box, voxel_size=run.voxel_size, whose="the run")
     volumes, tilt_ranges = _inputs(particles)
+    found = _pose(run, volumes, tilt_ranges) if len(run.references) else _classify(run, volumes)
+    if run.config.network.kind == "umtl" and "segment" in run.config.umtl.tasks:
+        found = found._replace(masks=_segment(run, volumes))
+    return found
+
+
+def _pose(run: Run, volumes: np.ndarray, tilt_ranges: np.ndarray) -> Prediction:
+    """Classes and poses by how particles correlate with references."""
     section = run.config.predict
     described = inference.describe(run.network, volumes, batch_size=section.batch_size)
     everything = inference.align_to_all(
@@ -275,7 +302,43 @@ def predict(run: Run, particles: Subtomograms) -> Prediction:
     )
 
 
-def _finish_gumnet(
+def _classify(run: Run, volumes: np.ndarray) -> Prediction:
+    """Classes alone, by the cluster head; one class where nothing was clustered."""
+    batch_size = run.config.predict.batch_size
+    described = inference.describe(run.network, volumes, batch_size=batch_size)
+    probabilities = described.probabilities
+    if "cluster" not in run.config.umtl.tasks:
+        probabilities = np.ones((len(volumes), 1), np.float32)
+    labels = probabilities.argmax(axis=1).astype(np.int32)
+    return Prediction(labels, probabilities, described.features, None, None, None)
+
+
+def _segment(run: Run, volumes: np.ndarray) -> np.ndarray:
+    """Masks of particles: where both stages find them probable on average, in or near one part."""
+    probability = map_chunks(
+        lambda rows: _mask_chunk(run.network, volumes[rows]),
+        len(volumes),
+        run.config.predict.batch_size,
+    )
+    return (probability >= THRESHOLD) & central_components(probability >= CONNECTED)
+
+
+@jax.jit
+def _mask_chunk(network: Network, volumes: jax.Array) -> jax.Array:
+    found, _ = functional.apply(network, volumes, train=False, method="segment")
+    return (jax.nn.sigmoid(found.coarse) + jax.nn.sigmoid(found.fine)) / 2
+
+
+def _settled(config: RunConfig) -> RunConfig:
+    return umtl.settle(config) if config.network.kind == "umtl" else config
+
+
+def _has_references(config: RunConfig) -> bool:
+    kind = config.network.kind
+    return kind == "jimnet" or (kind == "umtl" and "align" in config.umtl.tasks)
+
+
+def _finish_without_references(
     config: RunConfig, network: Network, particles: Subtomograms, folder: Path
 ) -> Run:
     box = particles.volumes.shape[-1]
@@ -285,7 +348,7 @@ def _finish_gumnet(
     return run
 
 
-def _load_gumnet(config: RunConfig, folder: Path) -> Run:
+def _load_without_references(config: RunConfig, folder: Path) -> Run:
     loaded = load_weights(folder / WEIGHTS)
     box = loaded.description.config.box
     nothing = np.zeros((0, box, box, box), np.float32)

@@ -11,7 +11,7 @@ import pytest
 from jimjax.mesh import data_mesh
 from jimjax.ops import resample
 from jimjax.ops.correlation import standardize
-from jimjax.train.molecules import MoleculeConfig, observe_molecules
+from jimjax.train.molecules import MoleculeConfig, mass_mask, observe_molecules
 
 BOX = 24
 NUM = 8
@@ -114,3 +114,29 @@ def test_molecules_of_a_batch_have_one_size_up_to_the_spread(key):
 
 def test_constant_volume_is_standardised_to_zeros():
     np.testing.assert_array_equal(standardize(jnp.full((4, 4, 4), 3.0)), 0.0)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+def test_mask_is_the_smallest_region_that_holds_a_share_of_the_mass(share, key, compiled):
+    density = jax.random.uniform(key, (6, 7, 8)) ** 3
+    mask = compiled(functools.partial(mass_mask, share=share))(density)
+    ordered = np.sort(np.ravel(density))[::-1]
+    expected = 1 + np.searchsorted(np.cumsum(ordered), share * ordered.sum())
+    assert abs(int(mask.sum()) - expected) <= 1  # 16 halvings resolve no more
+    assert np.min(density[mask]) > np.max(density[~mask])
+
+
+def test_masks_are_where_the_molecules_are_and_change_nothing_else(key):
+    plain = _observe(key, SMOOTH, sign=-1.0)
+    how = {"box": BOX, "sign": -1.0, "mesh": data_mesh(1), "with_masks": True}
+    ranges = jnp.tile(jnp.array(FULL_TILT), (NUM, 1))
+    masked = jax.jit(lambda key: observe_molecules(key, ranges, SMOOTH, **how))(key)
+    assert plain.source_mask is plain.target_mask is None
+    for name in ("source", "target"):
+        volumes, masks = getattr(masked, name), getattr(masked, f"{name}_mask")
+        np.testing.assert_allclose(volumes, getattr(plain, name), atol=1e-4)
+        for volume, mask in zip(volumes, masks, strict=True):
+            # Dark: the darkest voxels, but for noise of a hundredth.
+            assert np.max(volume[mask]) <= np.min(volume[~mask]) + 0.1
+    moved = jax.vmap(resample.transform)(masked.source_mask.astype(float), masked.pose)
+    assert np.mean((moved > 0.5) == masked.target_mask) > 0.98
