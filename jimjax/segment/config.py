@@ -17,7 +17,7 @@ class SegmentConfig:
     """How a segmenter is trained; the defaults are those of Vox-UDA where it gives them.
 
     Ours are, in all methods that look at the target, batch statistics of each domain apart, and in
-    Vox-UDA what counts as a sure pseudo-label (``adaptation.pseudo_loss``) and ``ramp_epochs``.
+    Vox-UDA what counts as a sure pseudo-label (``losses.pseudo_loss``) and ``ramp_epochs``.
 
     Attributes:
         method: "source-only": nothing of the target is looked at; "supervised": the target's own

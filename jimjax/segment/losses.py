@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jimjax.ops.matching import l2_normalize
 from jimjax.train.losses import check_labels, cross_entropy
 
-__all__ = ["consistency", "cross_entropy", "domain_loss", "soft_dice_loss"]
+__all__ = ["consistency", "cross_entropy", "domain_loss", "pseudo_loss", "soft_dice_loss"]
 
+LEAST_SHARE = 1e-4  # of voxels that belong to particles, where a batch has none
 SMOOTHING = 1.0  # voxels, of the soft Dice: keeps it defined where nothing is or is found
 CONSISTENCY_WEIGHTS = (0.2, 0.2, 0.3, 0.3)  # of maps at falling resolution; Vox-UDA, table IV
 
@@ -112,3 +113,29 @@ def domain_loss(logits: jax.Array, is_source: jax.Array) -> jax.Array:
         )
     signs = jnp.where(jnp.asarray(is_source) > 0, 1, -1).reshape(-1, *[1] * (logits.ndim - 1))
     return jnp.mean(jax.nn.softplus(-signs * logits))
+
+
+def pseudo_loss(
+    logits: jax.Array, told: jax.Array, share: jax.Array, confidence: float
+) -> jax.Array:
+    """Cross entropy and soft Dice with what a teacher is sure of.
+
+    Of a voxel one may be sure to 98 % that it is background before having looked. So it is asked
+    how sure the teacher would be if particle and background were equally likely: its probabilities
+    are divided by what they are on average. Otherwise what it overlooks is surely background,
+    outnumbers what it finds, and student and teacher soon find nothing at all.
+
+    Args:
+        logits: ``(batch, z, y, x, 2)``.
+        told: the teacher's probabilities, same shape.
+        share: of voxels that belong to particles, in the source.
+        confidence: from which it is sure of what it calls a voxel.
+    """
+    evidence = told / jnp.stack([1 - share, jnp.maximum(share, LEAST_SHARE)])
+    evidence /= jnp.sum(evidence, axis=-1, keepdims=True)
+    labels = jnp.argmax(told, axis=-1)
+    is_sure = jnp.sum(evidence * jax.nn.one_hot(labels, 2), axis=-1) >= confidence
+    weights = is_sure.astype(jnp.float32)
+    return cross_entropy(logits, labels, weights=weights) + soft_dice_loss(
+        logits, labels, weights=weights
+    )

@@ -25,8 +25,9 @@ from jimjax.models.discriminator import (
 from jimjax.models.voxresnet import VoxResNetConfig
 from jimjax.models.weights import Description, Weights, build
 from jimjax.progress import Progress
-from jimjax.segment.adaptation import JUDGES, Batch, Parts, build_loss, build_optimizer
+from jimjax.segment.adaptation import JUDGES, build_loss, build_optimizer
 from jimjax.segment.config import SegmentConfig
+from jimjax.segment.view import Batch, Parts
 from jimjax.train import loop
 from jimjax.train.loop import Stage
 from jimjax.train.records import Known, Origin, begin_folder, check_folder

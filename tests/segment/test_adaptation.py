@@ -21,19 +21,12 @@ from jimjax.mesh import data_mesh
 from jimjax.models.voxresnet import VoxResNetConfig
 from jimjax.ops import match_power, radial_power
 from jimjax.progress import Interrupted
-from jimjax.segment import adaptation, losses, training
-from jimjax.segment.adaptation import (
-    MOST_NOISE,
-    Batch,
-    Teacher,
-    View,
-    average,
-    mix_with_noise,
-    pseudo_loss,
-)
+from jimjax.segment import adaptation, training
+from jimjax.segment.adaptation import MOST_NOISE, mix_with_noise
 from jimjax.segment.config import Method, SegmentConfig
 from jimjax.segment.segmenter import segment_particles
 from jimjax.segment.training import build_parts, train_segmenter
+from jimjax.segment.view import Batch, Teacher, View, average
 from jimjax.train import loop
 from jimjax.train.step import make_step
 
@@ -274,33 +267,6 @@ def test_mixed_with_noise_volumes_have_the_targets_power_and_any_share_of_their_
     kept = np.array([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairs]) ** 2
     assert (kept > 1 - MOST_NOISE - 0.15).all()
     np.testing.assert_allclose(kept.mean(), 1 - MOST_NOISE / 2, atol=0.1)
-
-
-def test_pseudo_labels_are_voxels_that_the_teacher_is_sure_of():
-    told = jnp.full((1, 2, 2, 2), 0.9).at[0, 0, 0, 0].set(0.1).at[0, 1, 1].set(0.6)
-    told = jnp.stack([told, 1 - told], axis=-1)  # one sure of a particle, two unsure
-    logits = jax.random.normal(jax.random.key(0), told.shape)
-    labels = (told[..., 1] > 0.5).astype(jnp.int32)
-    weights = (jnp.max(told, axis=-1) > 0.85).astype(jnp.float32)
-    expected = losses.cross_entropy(logits, labels, weights=weights)
-    expected += losses.soft_dice_loss(logits, labels, weights=weights)
-    np.testing.assert_allclose(pseudo_loss(logits, told, 0.5, 0.85), expected, rtol=1e-6)
-    gradient = jax.grad(pseudo_loss)(logits, told, 0.5, 0.85)
-    np.testing.assert_array_equal(gradient[0, 1, 1], 0)
-    assert (jnp.abs(gradient[0, 0]) > 0).all()
-
-
-def test_what_is_common_needs_more_to_be_sure():
-    share, confidence = 0.02, 0.85
-    background = share / (1 - share) * (1 - confidence) / confidence  # odds of being a particle
-    edges = [1.01, 0.99, background * 1.01, background * 0.99]  # above 1 it is called a particle
-    told = jnp.array([odds / (1 + odds) for odds in edges]).reshape(1, 2, 2, 1)
-    told = jnp.stack([1 - told, told], axis=-1)
-    gradient = jax.grad(pseudo_loss)(jnp.zeros(told.shape), told, share, confidence)
-    pull = gradient[..., 1].ravel()
-    assert pull[0] < 0 < pull[3]
-    np.testing.assert_array_equal(pull[1:3], 0)
-    assert np.isfinite(jax.grad(pseudo_loss)(jnp.zeros(told.shape), told, 0.0, confidence)).all()
 
 
 @pytest.mark.parametrize(

@@ -178,3 +178,31 @@ def test_errors_say_what_was_wanted(logits, masks):
         losses.consistency([logits], [logits[:1]], weights=(1.0,))
     with pytest.raises(ValueError, match=r"one entry for each of 2 particles, got shape \(3,\)"):
         losses.domain_loss(logits, np.ones(3))
+
+
+def test_pseudo_labels_are_voxels_that_the_teacher_is_sure_of():
+    told = jnp.full((1, 2, 2, 2), 0.9).at[0, 0, 0, 0].set(0.1).at[0, 1, 1].set(0.6)
+    told = jnp.stack([told, 1 - told], axis=-1)  # one sure of a particle, two unsure
+    logits = jax.random.normal(jax.random.key(0), told.shape)
+    labels = (told[..., 1] > 0.5).astype(jnp.int32)
+    weights = (jnp.max(told, axis=-1) > 0.85).astype(jnp.float32)
+    expected = losses.cross_entropy(logits, labels, weights=weights)
+    expected += losses.soft_dice_loss(logits, labels, weights=weights)
+    np.testing.assert_allclose(losses.pseudo_loss(logits, told, 0.5, 0.85), expected, rtol=1e-6)
+    gradient = jax.grad(losses.pseudo_loss)(logits, told, 0.5, 0.85)
+    np.testing.assert_array_equal(gradient[0, 1, 1], 0)
+    assert (jnp.abs(gradient[0, 0]) > 0).all()
+
+
+def test_what_is_common_needs_more_to_be_sure():
+    share, confidence = 0.02, 0.85
+    background = share / (1 - share) * (1 - confidence) / confidence  # odds of being a particle
+    edges = [1.01, 0.99, background * 1.01, background * 0.99]  # above 1 it is called a particle
+    told = jnp.array([odds / (1 + odds) for odds in edges]).reshape(1, 2, 2, 1)
+    told = jnp.stack([1 - told, told], axis=-1)
+    logits = jnp.zeros(told.shape)
+    gradient = jax.grad(losses.pseudo_loss)(logits, told, share, confidence)
+    pull = gradient[..., 1].ravel()
+    assert pull[0] < 0 < pull[3]
+    np.testing.assert_array_equal(pull[1:3], 0)
+    assert np.isfinite(jax.grad(losses.pseudo_loss)(logits, told, 0.0, confidence)).all()
