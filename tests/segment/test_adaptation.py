@@ -90,7 +90,7 @@ def test_masks_of_particles_without_noise_are_learned(source):
 
 @pytest.mark.parametrize(
     "method",
-    [pytest.param(m, marks=slow) if m in ("dann", "le-uda") else m for m in METHODS],
+    [pytest.param(m, marks=slow) if m in ("dann", "le-uda", "pdam") else m for m in METHODS],
 )
 def test_every_method_looks_at_what_it_says_and_nothing_else(method, source, target):
     blind = dataclasses.replace(target, masks=None)
@@ -159,9 +159,9 @@ def test_filters_statistics_and_networks_are_one_step_that_compiles_once(usual, 
     "change",
     [
         {"noise": "none"},
-        {"denoiser": "none"},
-        {"denoiser": "ngm"},
-        {"adversarial": 0.0},
+        pytest.param({"denoiser": "none"}, marks=slow),
+        pytest.param({"denoiser": "ngm"}, marks=slow),
+        pytest.param({"adversarial": 0.0}, marks=slow),
         {"match_spectrum": True},
         pytest.param({"denoiser": "bilateral"}, marks=slow),
         pytest.param({"noise": "poisson"}, marks=slow),
