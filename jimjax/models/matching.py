@@ -55,9 +55,7 @@ class GlobalDense(nnx.Module):
         pairs = (correlate(source, target), correlate(target, source))
         flat = [tower(pair, train=train) for tower, pair in zip(self.towers, pairs, strict=True)]
         out = self.out(nnx.relu(self.hidden(jnp.concatenate(flat, axis=-1))))
-        upright = jnp.array([1.0, 0, 0, 0, 1, 0])
-        rotations = jax.vmap(rotation.from_six_d)(out[:, :6] + upright)
-        return Pose(rotations, jnp.tanh(out[:, 6:]) * (box / 2)), None
+        return any_pose(out, box), None
 
 
 class CorrelationTower(nnx.Module):
@@ -111,9 +109,22 @@ class LocalDense(nnx.Module):
         hidden = _local_correlation(*map(matching.l2_normalize, (source, target)), self.radius)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             hidden = nnx.relu(norm(conv(hidden), use_running_average=not train))
-        out = nnx.tanh(self.out(nnx.relu(self.hidden(hidden.reshape(hidden.shape[0], -1)))))
-        rotations = jax.vmap(rotation.from_rotation_vector)(out[:, :3] * FINE_ANGLE)
-        return Pose(rotations, out[:, 3:] * (FINE_SHIFT * box / 2))
+        out = self.out(nnx.relu(self.hidden(hidden.reshape(hidden.shape[0], -1))))
+        return small_pose(out, box)
+
+
+def any_pose(out: jax.Array, box: int) -> Pose:
+    """Poses of any size from nine numbers ``(batch, 9)``; zeros are the identity."""
+    upright = jnp.array([1.0, 0, 0, 0, 1, 0])
+    rotations = jax.vmap(rotation.from_six_d)(out[:, :6] + upright)
+    return Pose(rotations, jnp.tanh(out[:, 6:]) * (box / 2))
+
+
+def small_pose(out: jax.Array, box: int) -> Pose:
+    """Poses within a fine stage's range from six numbers ``(batch, 6)``; zeros are the identity."""
+    small = jnp.tanh(out)
+    rotations = jax.vmap(rotation.from_rotation_vector)(small[:, :3] * FINE_ANGLE)
+    return Pose(rotations, small[:, 3:] * (FINE_SHIFT * box / 2))
 
 
 class LocalNewton(nnx.Module):

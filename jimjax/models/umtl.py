@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from jimjax.models import jimnet
 from jimjax.models.blocks import (
     Conv,
     Extractor,
@@ -31,15 +32,15 @@ from jimjax.models.blocks import (
 )
 from jimjax.models.jimnet import Described, Regressor
 from jimjax.models.matching import (
-    FINE_ANGLE,
-    FINE_SHIFT,
     TOWER_DEPTH,
     VALID_LOSS,
     CorrelationTower,
     LocalNewton,
+    any_pose,
+    small_pose,
 )
 from jimjax.models.steerable import GlobalHarmonic
-from jimjax.ops import matching, resample, rotation
+from jimjax.ops import matching, resample
 from jimjax.ops.rotation import Pose, compose
 
 Task = Literal["align", "cluster", "segment"]
@@ -286,13 +287,7 @@ class SiameseMatching(nnx.Module):
         gates = self.attention(crossed).reshape(len(source), 2, 1, -1)
         gated = joined.reshape(*joined.shape[:2], -1, gates.shape[-1]) * gates
         out = self.out(nnx.relu(self.hidden(gated.reshape(len(source), -1))))
-        if self.is_residual:
-            small = nnx.tanh(out)
-            turns = jax.vmap(rotation.from_rotation_vector)(small[:, :3] * FINE_ANGLE)
-            return Pose(turns, small[:, 3:] * (FINE_SHIFT * box / 2)), None
-        upright = jnp.array([1.0, 0, 0, 0, 1, 0])
-        turns = jax.vmap(rotation.from_six_d)(out[:, :6] + upright)
-        return Pose(turns, jnp.tanh(out[:, 6:]) * (box / 2)), None
+        return (small_pose if self.is_residual else any_pose)(out, box), None
 
 
 class SkipCorrelationAttention(nnx.Module):
@@ -372,33 +367,16 @@ def _identity(num: int) -> Pose:
 
 def small(box: int, num_classes: int, tasks: tuple[Task, ...] = TASKS) -> UMTLConfig:
     """A UMTL that trains on a laptop in minutes: radial kernels, solved poses."""
-    coarse = ExtractorConfig(
-        widths=(16, 32),
-        sizes=(12, 8, 8),
-        keeps=(11, 8, 8),
-        num_features=32,
-        kernel="isotropic",
-        pools=("max", "mean", "std"),
-        momentum=0.9,
-    )
-    fine = ExtractorConfig(
-        widths=(8,),
-        sizes=(12, 12),
-        keeps=(12, 12),
-        num_features=16,
-        kernel="isotropic",
-        pools=("max", "mean", "std"),
-        momentum=0.9,
-    )
+    stages = jimnet.small(box, num_classes)
     return UMTLConfig(
         box=box,
         num_classes=num_classes,
-        coarse=coarse,
-        fine=fine,
+        coarse=stages.coarse,
+        fine=stages.fine,
         tasks=tasks,
         regressor="steerable",
-        local_radius=1,
-        embedding=64,
+        local_radius=stages.local_radius,
+        embedding=stages.embedding,
         mask_size=16,
         mask_width=8,
     )
@@ -406,13 +384,5 @@ def small(box: int, num_classes: int, tasks: tuple[Task, ...] = TASKS) -> UMTLCo
 
 def paper(box: int, num_classes: int, tasks: tuple[Task, ...] = TASKS) -> UMTLConfig:
     """A UMTL of Gum-Net's size with the figure's regressors in both stages, for a box of 32."""
-    if box != 32:
-        raise ValueError(f"the paper preset is defined for a box of 32 voxels, got {box}")
-    stage = ExtractorConfig(
-        widths=(32, 64, 128, 256),
-        sizes=(32, 26, 18, 12, 8),
-        keeps=(32, 22, 15, 10, 7),
-        num_features=512,
-        closing_padding="valid",
-    )
+    stage = jimnet.paper(box, num_classes).coarse
     return UMTLConfig(box=box, num_classes=num_classes, coarse=stage, fine=stage, tasks=tasks)
