@@ -108,6 +108,11 @@ EXAMPLES = {
     ),
     "highpass": (functools.partial(ops.highpass, fraction=0.3), (VOLUME,)),
     "highpass_mask": (functools.partial(ops.highpass_mask, SHAPE, fraction=0.3, by="radius"), ()),
+    "match_power": (
+        ops.match_power,
+        (VOLUME, ops.radial_power(VOLUME[None]), ops.radial_power(OTHER[None])),
+    ),
+    "radial_power": (ops.radial_power, (noise(3, *SHAPE),)),
     "phase_randomize": (functools.partial(ops.phase_randomize, cutoff=0.2), (KEY, VOLUME)),
     "swap_amplitude": (functools.partial(ops.swap_amplitude, fraction=0.5), (VOLUME, OTHER)),
     "fourier_shell_correlation": (ops.fourier_shell_correlation, (VOLUME, VOLUME + 0.3 * OTHER)),

@@ -90,7 +90,7 @@ def test_masks_of_particles_without_noise_are_learned(source):
 
 @pytest.mark.parametrize(
     "method",
-    [pytest.param(m, marks=slow) if m in ("dann", "le-uda", "pdam") else m for m in METHODS],
+    [pytest.param(m, marks=slow) if m in ("dann", "le-uda", "pdam", "asc") else m for m in METHODS],
 )
 def test_every_method_looks_at_what_it_says_and_nothing_else(method, source, target):
     blind = dataclasses.replace(target, masks=None)

@@ -267,7 +267,8 @@ def test_loaded_run_predicts_what_the_trained_one_did(trained, particles):
         np.testing.assert_array_equal(getattr(again, name), getattr(found, name), err_msg=name)
 
 
-@pytest.mark.parametrize("step", [2, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [2, 5])
 def test_interrupted_and_resumed_run_is_the_uninterrupted_one(step, trained, particles, tmp_path):
     with pytest.raises(Interrupted, match=f"stopped at step {step} of 6"):
         train_run(CONFIG, particles, tmp_path / "run", progress=StopAfter(step))
