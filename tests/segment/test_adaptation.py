@@ -308,7 +308,10 @@ def test_four_devices_learn_what_one_does(method):
         assert len(jax.devices()) == 4
         one, four = (
             training.train_segmenter(
-                configured({method!r}), particles(0), particles(1), mesh=data_mesh(n)
+                configured({method!r}, match_spectrum=True),
+                particles(0),
+                particles(1),
+                mesh=data_mesh(n),
             )
             for n in (1, 4)
         )
