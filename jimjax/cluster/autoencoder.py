@@ -29,8 +29,8 @@ from jimjax.models.functional import Network
 from jimjax.models.weights import Contrast, Description, Weights, build, transplant
 from jimjax.progress import Progress
 from jimjax.train.loop import TrainingError
-from jimjax.train.patience import Errors, Record, train_best
-from jimjax.train.records import Origin
+from jimjax.train.patience import Errors, train_best
+from jimjax.train.records import Origin, Record
 
 PRESETS = {"small": autoencoder.small, "paper": autoencoder.paper}
 CONTRAST: Contrast = "light"  # that the network sees: protein is positive

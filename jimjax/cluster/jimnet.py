@@ -19,7 +19,7 @@ from jimjax.data.subtomograms import Subtomograms, normalize
 from jimjax.models.weights import Weights
 from jimjax.progress import Progress
 from jimjax.train.pretrained import adopt
-from jimjax.train.records import Origin, begin_folder, check_folder
+from jimjax.train.records import Origin, Record
 
 NUM_AXES, NUM_STARTS = 6, 5  # of the mixtures that count classes
 
@@ -52,9 +52,7 @@ class JimNet(Clusterer):
     ) -> Model:
         if folder is not None:
             origin = Origin(self.config, particles, weights=self._weights)
-            check_folder(origin, Path(folder), resume)
-            if not resume:
-                begin_folder(origin, Path(folder), self._command)
+            Record(Path(folder), origin, self._command, resume).open()
         given = self._weights.description
         box = particles.volumes.shape[-1]
         sign = np.float32(1 if given.contrast == self.config.contrast else -1)

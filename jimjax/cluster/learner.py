@@ -19,10 +19,9 @@ from jimjax.mesh import data_mesh, replicate
 from jimjax.models.functional import Network
 from jimjax.models.weights import Contrast, Description, NetworkConfig, Weights, build, transplant
 from jimjax.progress import Progress
-from jimjax.train import loop
 from jimjax.train.loop import Stage
-from jimjax.train.records import Origin, begin_folder, check_folder
-from jimjax.train.resume import train_in_folder
+from jimjax.train.records import Origin, Record
+from jimjax.train.resume import train_recorded
 from jimjax.train.state import Optimizer, initial_state, network_of
 
 
@@ -146,14 +145,9 @@ class Learner(Clusterer):
             "mesh": mesh,
             "progress": progress,
         }
-        if folder is None:
-            state, memory = loop.train(network, state, memory, stages, **options)
-            return network_of(network, state), memory
-        folder = Path(folder)
-        origin = Origin(self.config, particles, weights=self._weights)
-        check_folder(origin, folder, resume)
-        if not resume:
-            begin_folder(origin, folder, self._command)
-        options["resume"] = resume
-        state, memory = train_in_folder(folder, network, state, memory, stages, **options)
+        record = None
+        if folder is not None:
+            origin = Origin(self.config, particles, weights=self._weights)
+            record = Record(Path(folder), origin, self._command, resume)
+        state, memory = train_recorded(record, network, state, memory, stages, **options)
         return network_of(network, state), memory

@@ -25,7 +25,7 @@ from jimjax.cluster.transfer_config import TransferConfig
 from jimjax.data.subtomograms import Subtomograms
 from jimjax.models.weights import Weights
 from jimjax.progress import Progress
-from jimjax.train.records import Origin, begin_folder, check_folder
+from jimjax.train.records import Origin, Record
 
 NUM_STARTS = 10  # of k-means in a sweep
 
@@ -63,9 +63,7 @@ class Transfer(Clusterer):
         volumes = prepare(weights, particles, config.contrast)
         if folder is not None:
             origin = Origin(config, particles, weights=self._weights)
-            check_folder(origin, Path(folder), resume)
-            if not resume:
-                begin_folder(origin, Path(folder), self._command)
+            Record(Path(folder), origin, self._command, resume).open()
         features = describe(weights.network, volumes).features
         key = jax.random.key(config.seed)
         labels = divide(key, features, config.candidates, num_starts=config.num_starts)

@@ -26,12 +26,11 @@ from jimjax.models import functional
 from jimjax.models.functional import Network
 from jimjax.models.weights import Weights
 from jimjax.progress import Progress
-from jimjax.train import loop
 from jimjax.train.loop import Stage
 from jimjax.train.molecules import observe_views
 from jimjax.train.pretraining import SIGNS
-from jimjax.train.records import Known, Origin, begin_folder, check_folder
-from jimjax.train.resume import train_in_folder
+from jimjax.train.records import Known, Origin, Record
+from jimjax.train.resume import train_recorded
 from jimjax.train.state import Optimizer, TrainState, initial_state, network_of
 from jimjax.train.step import LossFunction, LossResult
 
@@ -122,15 +121,12 @@ def train(
         loss=lambda method: episode_loss(config, method, ways=ways, sign=sign, mesh=mesh),
         is_trained=is_trained,
     )
+    record = None
     if folder is not None:
         known_of_others = () if held_out is None else held_out
         origin = Origin(config, base, Known.of(known.labels, *known_of_others), weights)
-        check_folder(origin, folder, resume)
-        if not resume:
-            begin_folder(origin, folder, command)
-    last, memory = _run_stages(
-        config, weights.network, stages, mesh, folder=folder, resume=resume, progress=progress
-    )
+        record = Record(folder, origin, command, resume)
+    last, memory = _run_stages(config, weights.network, stages, mesh, record, progress)
     if held_out is None:
         return last
     memory = judge(memory, last, validate(config, last, held_out, config.method))
@@ -152,9 +148,7 @@ def _run_stages(
     network: Network,
     stages: list[Stage],
     mesh: Mesh,
-    *,
-    folder: Path | None,
-    resume: bool,
+    record: Record | None,
     progress: Progress | None,
 ) -> tuple[Network, Memory]:
     optimizer = build_optimizer(config)
@@ -166,12 +160,7 @@ def _run_stages(
         "mesh": mesh,
         "progress": progress,
     }
-    if folder is None:
-        state, memory = loop.train(network, state, memory, stages, **options)
-    else:
-        state, memory = train_in_folder(
-            folder, network, state, memory, stages, resume=resume, **options
-        )
+    state, memory = train_recorded(record, network, state, memory, stages, **options)
     return network_of(network, state), memory
 
 

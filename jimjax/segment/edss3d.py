@@ -32,8 +32,8 @@ from jimjax.ops.correlation import standardize
 from jimjax.ops.principal_axes import principal_pose
 from jimjax.progress import Progress
 from jimjax.segment.edss3d_config import Edss3dTraining
-from jimjax.train.patience import Errors, Record, train_best
-from jimjax.train.records import Origin
+from jimjax.train.patience import Errors, train_best
+from jimjax.train.records import Origin, Record
 
 PRESETS = {"small": edss3d.small, "paper": edss3d.paper}
 CHUNK = 32  # particles at a time; has no influence on the result

@@ -28,10 +28,9 @@ from jimjax.progress import Progress
 from jimjax.segment.adaptation import JUDGES, build_loss, build_optimizer
 from jimjax.segment.config import SegmentConfig
 from jimjax.segment.view import Batch, Parts
-from jimjax.train import loop
 from jimjax.train.loop import Stage
-from jimjax.train.records import Known, Origin, begin_folder, check_folder
-from jimjax.train.resume import train_in_folder
+from jimjax.train.records import Known, Origin, Record
+from jimjax.train.resume import train_recorded
 from jimjax.train.state import initial_state
 
 PRESETS: dict[str, Callable[[int], VoxResNetConfig]] = {
@@ -99,16 +98,12 @@ def train_segmenter(
         "mesh": mesh,
         "progress": progress,
     }
-    if folder is None:
-        state, _ = loop.train(together, state, memory, [stage], **options)
-        return Weights(description, parts.trained(state.params, state.stats))
-    folder = Path(folder)
-    masks = np.packbits(taught.masks)
-    origin = Origin(config, source, Known.of(masks, target.volumes, target.tilt_ranges))
-    check_folder(origin, folder, resume)
-    if not resume:
-        begin_folder(origin, folder, command)
-    state, _ = train_in_folder(folder, together, state, memory, [stage], resume=resume, **options)
+    record = None
+    if folder is not None:
+        masks = np.packbits(taught.masks)
+        origin = Origin(config, source, Known.of(masks, target.volumes, target.tilt_ranges))
+        record = Record(Path(folder), origin, command, resume)
+    state, _ = train_recorded(record, together, state, memory, [stage], **options)
     return Weights(description, parts.trained(state.params, state.stats))
 
 

@@ -1,7 +1,6 @@
 """Training until particles that were kept apart gain nothing more; the best weights are kept."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -14,10 +13,9 @@ from jimjax.io.errors import InputError
 from jimjax.mesh import data_mesh, replicate
 from jimjax.models.functional import Network
 from jimjax.progress import Progress
-from jimjax.train import loop
 from jimjax.train.loop import Stage
-from jimjax.train.records import Origin, begin_folder, check_folder
-from jimjax.train.resume import train_in_folder
+from jimjax.train.records import Record
+from jimjax.train.resume import train_recorded
 from jimjax.train.state import Optimizer, TrainState, initial_state, network_of
 from jimjax.train.step import LossResult
 
@@ -63,22 +61,6 @@ class Best(NamedTuple):
     waited: np.ndarray
     params: Any
     stats: Any
-
-
-class Record(NamedTuple):
-    """What a folder keeps of a run.
-
-    Attributes:
-        folder: where checkpoints and a log are kept.
-        origin: what the run is made of.
-        command: as typed.
-        resume: go on with what the folder holds.
-    """
-
-    folder: Path
-    origin: Origin
-    command: str = ""
-    resume: bool = False
 
 
 def check_schedule(schedule: Schedule) -> None:
@@ -136,14 +118,7 @@ def train_best(
         "mesh": mesh,
         "progress": progress,
     }
-    if record is None:
-        state, memory = loop.train(network, state, memory, [stage], **options)
-    else:
-        check_folder(record.origin, record.folder, record.resume)
-        if not record.resume:
-            begin_folder(record.origin, record.folder, record.command)
-        options["resume"] = record.resume
-        state, memory = train_in_folder(record.folder, network, state, memory, [stage], **options)
+    state, memory = train_recorded(record, network, state, memory, [stage], **options)
     # The last epoch was not judged yet, unless training ended before it.
     best, _ = _update(memory, network_of(network, state), judge)
     return jax.tree.map(jnp.asarray, network._replace(params=best.params, stats=best.stats))

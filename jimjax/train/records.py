@@ -57,6 +57,32 @@ class Origin(NamedTuple):
     weights: Weights | None = None
 
 
+class Record(NamedTuple):
+    """What a folder keeps of a run.
+
+    Attributes:
+        folder: where checkpoints and a log are kept.
+        origin: what the run is made of.
+        command: as typed.
+        resume: go on with what the folder holds.
+    """
+
+    folder: Path
+    origin: Origin
+    command: str = ""
+    resume: bool = False
+
+    def open(self) -> None:
+        """Makes the folder this run's, or sees that it is.
+
+        Raises:
+            InputError: as ``check_folder``.
+        """
+        check_folder(self.origin, self.folder, self.resume)
+        if not self.resume:
+            begin_folder(self.origin, self.folder, self.command)
+
+
 def check_folder(origin: Origin, folder: Path, resume: bool) -> None:
     """Raises if the folder holds a run and should not, or holds another one than is resumed.
 

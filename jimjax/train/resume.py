@@ -7,7 +7,7 @@ from jimjax.models.functional import Network
 from jimjax.train import loop
 from jimjax.train.checkpoint import open_checkpoints
 from jimjax.train.loop import Stage
-from jimjax.train.records import forget_after
+from jimjax.train.records import Record, forget_after
 from jimjax.train.state import TrainState
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
@@ -51,3 +51,37 @@ def train_in_folder(
         return loop.train(
             network, state, memory, stages, checkpoints=checkpoints, log=log, **options
         )
+
+
+def train_recorded(
+    record: Record | None,
+    network: Network,
+    state: TrainState,
+    memory: Any,
+    stages: list[Stage],
+    **options: Any,
+) -> tuple[TrainState, Any]:
+    """Trains a network, kept in a folder of its own if there is one.
+
+    Args:
+        record: of the folder, which is opened; None keeps nothing.
+        network: static structure.
+        state: where to begin.
+        memory: likewise; see ``loop.train``.
+        stages: what to do.
+        **options: of ``loop.train``.
+
+    Returns:
+        The final state and memory.
+
+    Raises:
+        InputError: if the folder holds another run, or one that is not to be resumed.
+        loop.TrainingError: if the loss stays non-finite.
+        Interrupted: after SIGTERM or SIGINT, once the state is saved.
+    """
+    if record is None:
+        return loop.train(network, state, memory, stages, **options)
+    record.open()
+    return train_in_folder(
+        record.folder, network, state, memory, stages, resume=record.resume, **options
+    )

@@ -19,10 +19,10 @@ from jimjax.models import deepfinder, functional
 from jimjax.models.functional import Network
 from jimjax.models.weights import Contrast, Description, Weights, build, transplant
 from jimjax.progress import Progress
-from jimjax.train import loop, losses
+from jimjax.train import losses
 from jimjax.train.loop import Stage
-from jimjax.train.records import Known, Origin, begin_folder, check_folder
-from jimjax.train.resume import train_in_folder
+from jimjax.train.records import Known, Origin, Record
+from jimjax.train.resume import train_recorded
 from jimjax.train.state import Optimizer, initial_state, network_of
 from jimjax.train.step import LossResult
 
@@ -140,15 +140,11 @@ def train_classifier(
         "mesh": mesh,
         "progress": progress,
     }
-    if folder is None:
-        state, _ = loop.train(network, state, memory, stages, **options)
-        return Weights(description, network_of(network, state))
-    folder = Path(folder)
-    origin = Origin(config, particles, Known.of(labels), weights)
-    check_folder(origin, folder, resume)
-    if not resume:
-        begin_folder(origin, folder, command)
-    state, _ = train_in_folder(folder, network, state, memory, stages, resume=resume, **options)
+    record = None
+    if folder is not None:
+        origin = Origin(config, particles, Known.of(labels), weights)
+        record = Record(Path(folder), origin, command, resume)
+    state, _ = train_recorded(record, network, state, memory, stages, **options)
     return Weights(description, network_of(network, state))
 
 

@@ -14,8 +14,8 @@ from jimjax.io.errors import InputError
 from jimjax.models import functional, weights
 from jimjax.models.autoencoder import Autoencoder3DConfig
 from jimjax.train import patience
-from jimjax.train.patience import Record, train_best
-from jimjax.train.records import Origin
+from jimjax.train.patience import train_best
+from jimjax.train.records import Origin, Record
 
 NUM, BOX = 10, 4
 SCHEDULE = AutoencoderConfig(
