@@ -112,6 +112,29 @@ def simulate_imbalanced(
     return made[0], made[1]
 
 
+def label_voxels(particles: "Subtomograms", height: float | None) -> "np.ndarray":
+    """Masks of dark particles by a mixture of each one's voxels, as a UMTL makes pseudo-labels.
+
+    Args:
+        particles: of which nothing but the volumes is looked at.
+        height: share of a particle's height at which its mask ends; 0 keeps its central part
+            whole, and None every part.
+
+    Returns:
+        ``(n, z, y, x)`` boolean.
+    """
+    from jimjax.config import UMTLSection
+    from jimjax.data.subtomograms import normalize
+    from jimjax.segment.pseudo_labels import corrected_labels, pseudo_labels
+
+    volumes = normalize(particles.volumes)
+    how = {"sigma": UMTLSection().smoothing, "sign": -1.0}
+    labels = pseudo_labels(volumes, **how)
+    if height is not None:
+        labels = corrected_labels(volumes, labels, height=height, **how)
+    return labels > 0.5
+
+
 def _simulate(
     key: "jax.Array",
     densities: Sequence[Any],

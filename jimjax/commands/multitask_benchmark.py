@@ -144,16 +144,7 @@ def _pair_poses(run: "Run", case: Case) -> tuple["np.ndarray", "np.ndarray"]:
 
 def _rough(case: Case, height: float | None) -> Answer:
     """The pseudo-labels as the mixture gives them, or corrected as a UMTL learns from them."""
-    from jimjax.config import UMTLSection
-    from jimjax.data.subtomograms import normalize
-    from jimjax.segment.pseudo_labels import corrected_labels, pseudo_labels
-
-    volumes = normalize(case.fresh.volumes)
-    how = {"sigma": UMTLSection().smoothing, "sign": -1.0}
-    labels = pseudo_labels(volumes, **how)
-    if height is not None:
-        labels = corrected_labels(volumes, labels, height=height, **how)
-    return Answer(masks=labels > 0.5)
+    return Answer(masks=benchmark_data.label_voxels(case.fresh, height))
 
 
 def _constant(case: Case) -> Answer:

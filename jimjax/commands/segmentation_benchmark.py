@@ -96,8 +96,8 @@ ABLATIONS: dict[str, Changes] = {
     "sigma_range=1.0": {"sigma_range": 1.0},
     "sigma_range=1.4": {"sigma_range": 1.4},
 }
-UNTAUGHT = ("gmm", "gmm-corrected")  # a mixture of each particle's voxels, and what is known of it
-SMOOTHING, HEIGHT = 1.0, 0.5  # of those, as UMTL's
+# Mixtures of each particle's voxels, and where what they find ends; see ``label_voxels``.
+UNTAUGHT: dict[str, float | None] = {"gmm": None, "gmm-corrected": 0.5}
 TASKS = {"segmentation": (*METHODS, *UNTAUGHT), "ablation": tuple(ABLATIONS)}
 
 
@@ -217,7 +217,8 @@ def measure_one(name: str, preset: str, domains: Domains, seed: int) -> dict[str
     fresh = domains.fresh
     started = time.monotonic()
     if name in UNTAUGHT:
-        found, seconds = _label_voxels(name, fresh), _since(started)
+        found = benchmark_data.label_voxels(fresh, UNTAUGHT[name])
+        seconds = _since(started)
     else:
         weights = _train(_config(preset, (METHODS | ABLATIONS)[name], seed), domains)
         seconds = _since(started)
@@ -248,17 +249,6 @@ def _segment(weights: "Weights", fresh: "Subtomograms") -> "np.ndarray":
     from jimjax.segment.segmenter import segment_particles
 
     return segment_particles(weights, fresh) > FOREGROUND
-
-
-def _label_voxels(name: str, fresh: "Subtomograms") -> "np.ndarray":
-    from jimjax.data.subtomograms import normalize
-    from jimjax.segment.pseudo_labels import corrected_labels, pseudo_labels
-
-    volumes = normalize(fresh.volumes)
-    labels = pseudo_labels(volumes, sigma=SMOOTHING, sign=-1.0)
-    if name == "gmm-corrected":
-        labels = corrected_labels(volumes, labels, sigma=SMOOTHING, sign=-1.0, height=HEIGHT)
-    return labels > FOREGROUND
 
 
 def _since(started: float) -> float:

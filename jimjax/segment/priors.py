@@ -6,9 +6,6 @@ Pure functions of one example's probabilities ``(z, y, x)`` in [0, 1], with fini
 import jax
 import jax.numpy as jnp
 
-from jimjax.ops import resample
-from jimjax.ops.rotation import Pose
-
 EPSILON = 1e-6
 SMOOTHING = 1.0  # voxels squared: keeps the overlap of two empty masks defined
 
@@ -68,8 +65,3 @@ def disagreement(first: jax.Array, second: jax.Array) -> jax.Array:
     """
     shared = 2 * jnp.sum(first * second) + SMOOTHING
     return 1 - shared / (jnp.sum(first**2) + jnp.sum(second**2) + SMOOTHING)
-
-
-def warp_disagreement(source: jax.Array, target: jax.Array, pose: Pose) -> jax.Array:
-    """``disagreement`` of a target's mask with the source's, moved by the pose between them."""
-    return disagreement(resample.transform(source, pose), target)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jimjax.ops import rotation
+from jimjax.ops import resample, rotation
 from jimjax.ops.rotation import Pose, identity
 from jimjax.segment import priors
 
@@ -76,7 +76,7 @@ def test_mask_moved_by_the_true_pose_agrees(compiled):
     pose = Pose(rotation.about_axis(2, jnp.pi / 2), jnp.array([1.0, 0, -2]))
     turned = np.rot90(source, 1, axes=(2, 1))  # about z, from x to y
     target = np.roll(turned, (-2, 0, 1), axis=(0, 1, 2))
-    disagree = compiled(priors.warp_disagreement)
+    disagree = compiled(lambda a, b, pose: priors.disagreement(resample.transform(a, pose), b))
     assert disagree(source, target, pose) < 1e-4
     assert disagree(source, target, identity()) > 0.3
 
