@@ -153,7 +153,8 @@ def test_few_shot_methods_learn_other_classes_than_they_are_tested_on(monkeypatc
         densities, Preset(1, 1, None), snr=1.0, seed=0, ctf=False
     )
     case = clustering_benchmark.Case(own, fresh, (5,), "small", 1, None)
-    found = clustering_benchmark._measure_one("protonet-ce", case, own, fresh)
+    prepared = clustering_benchmark.Prepared(case, own, fresh)
+    found = clustering_benchmark._measure_one("protonet-ce", prepared)
     assert found["accuracy"] == 0.9
     assert asked["known"] | asked["novel"] == set(range(5))
     assert not asked["known"] & asked["novel"]

@@ -1,6 +1,7 @@
 """``jimjax benchmark clustering``: classes alone, by every method that finds some."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jimjax.commands import benchmark_data
 from jimjax.commands.benchmark_data import PRESETS
+from jimjax.commands.benchmark_results import complete, read_results, seed_paths
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,6 +59,14 @@ class Case(NamedTuple):
     preset: str
     seed: int
     folder: Path
+
+
+class Prepared(NamedTuple):
+    """What methods are given, and the same particles with the truth."""
+
+    case: Case
+    fitted: "Subtomograms"
+    fresh: "Subtomograms"
 
 
 class Answer(NamedTuple):
@@ -231,27 +241,16 @@ DEFAULT = tuple(name for name in KNOWN if not name.endswith("-random"))
 
 
 def measure(benchmark: "Benchmark", densities: list[Any]) -> None:
-    """Runs the methods whose results are not there yet, on every data set and seed."""
-    from jimjax.commands import files
-    from jimjax.commands.progress import say
-
-    # One seed of everything first: a benchmark that is interrupted is complete as far as it goes.
+    """Runs the methods whose results are not there yet, one seed of everything first."""
     for seed in range(benchmark.seed, benchmark.seed + benchmark.num_seeds):
         for dataset in datasets(benchmark.snrs):
-            folder = benchmark.out / dataset.folder
-            paths = {name: folder / f"result_{name}_{seed}.json" for name in benchmark.chosen}
-            missing = [name for name, path in paths.items() if not path.exists()]
-            missing = [name for name in missing if _applies(name, dataset)]
-            if not missing:
-                continue
-            folder.mkdir(parents=True, exist_ok=True)
-            fitted, fresh = _particles(benchmark, dataset, seed, densities)
-            case = _case(benchmark, dataset, seed, fitted, fresh, folder)
-            for name in missing:
-                say(f"{name} on {dataset.name}, SNR {dataset.snr:g}, seed {seed}")
-                result = _measure_one(name, case, fitted, fresh)
-                result |= {"dataset": dataset.name, "snr": dataset.snr, "seed": seed}
-                files.write_json(paths[name], {"method": name, **result})
+            names = [name for name in benchmark.chosen if _applies(name, dataset)]
+            complete(
+                seed_paths(benchmark.out / dataset.folder, names, seed),
+                {"dataset": dataset.name, "snr": dataset.snr, "seed": seed},
+                functools.partial(_prepare, benchmark, dataset, seed, densities),
+                _measure_one,
+            )
 
 
 def datasets(snrs: tuple[float, ...]) -> list[Dataset]:
@@ -264,11 +263,7 @@ def datasets(snrs: tuple[float, ...]) -> list[Dataset]:
 
 def results(folder: Path) -> list[dict[str, Any]]:
     """What is there, by data set, noise, method and seed."""
-    from jimjax.commands.files import read_json
-
-    found = [read_json(path) for path in folder.glob("*/result_*.json")]
-    order = {name: place for place, name in enumerate(KNOWN)}
-    return sorted(found, key=lambda r: (r["dataset"], -r["snr"], order[r["method"]], r["seed"]))
+    return read_results(folder, KNOWN)
 
 
 def _applies(name: str, dataset: Dataset) -> bool:
@@ -279,41 +274,30 @@ def _applies(name: str, dataset: Dataset) -> bool:
     return not is_told or dataset.name != "unknown-k"
 
 
-def _particles(
-    benchmark: "Benchmark", dataset: Dataset, seed: int, densities: list[Any]
-) -> tuple["Subtomograms", "Subtomograms"]:
+def _prepare(benchmark: "Benchmark", dataset: Dataset, seed: int, densities: list[Any]) -> Prepared:
     make = benchmark_data.simulate_particles
     if dataset.name == "imbalanced":
         make = benchmark_data.simulate_imbalanced
     preset = PRESETS[benchmark.preset]
-    return make(densities, preset, snr=dataset.snr, seed=seed, ctf=benchmark.ctf)
-
-
-def _case(
-    benchmark: "Benchmark",
-    dataset: Dataset,
-    seed: int,
-    fitted: "Subtomograms",
-    fresh: "Subtomograms",
-    folder: Path,
-) -> Case:
+    fitted, fresh = make(densities, preset, snr=dataset.snr, seed=seed, ctf=benchmark.ctf)
     hidden = (
         dataclasses.replace(own, labels=None, rotations=None, shifts=None)
         for own in (fitted, fresh)
     )
     num_classes = int(fitted.labels.max()) + 1
     candidates = AUTO if dataset.name == "unknown-k" else (num_classes,)
-    return Case(*hidden, candidates, benchmark.preset, seed, folder)
+    folder = benchmark.out / dataset.folder
+    case = Case(*hidden, candidates, benchmark.preset, seed, folder)
+    return Prepared(case, fitted, fresh)
 
 
-def _measure_one(
-    name: str, case: Case, fitted: "Subtomograms", fresh: "Subtomograms"
-) -> dict[str, Any]:
+def _measure_one(name: str, prepared: Prepared) -> dict[str, Any]:
     """Scores and seconds; the compilation of whatever was not compiled before is in them."""
     import jax
 
     from jimjax.evaluate.clustering import score_clustering
 
+    case, fitted, fresh = prepared
     device = jax.devices()[0].device_kind
     started = time.monotonic()
     if name in FEW_SHOT:

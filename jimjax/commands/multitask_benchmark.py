@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jimjax.commands import benchmark_data
 from jimjax.commands.benchmark_data import Preset
+from jimjax.commands.benchmark_results import complete, read_results, seed_paths
 
 if TYPE_CHECKING:
     import numpy as np
@@ -188,42 +189,36 @@ KNOWN = DEFAULT = tuple(METHODS)
 
 
 def measure(benchmark: Any, densities: list[Any]) -> None:
-    """Runs the methods whose results are not there yet, at every noise and seed."""
-    from jimjax.commands import files
-    from jimjax.commands.progress import say
-
-    # One seed of everything first: a benchmark that is interrupted is complete as far as it goes.
+    """Runs the methods whose results are not there yet, one seed of everything first."""
     for seed in range(benchmark.seed, benchmark.seed + benchmark.num_seeds):
         for snr in benchmark.snrs:
             folder = benchmark.out / f"snr_{snr:g}"
-            paths = {name: folder / f"result_{name}_{seed}.json" for name in benchmark.chosen}
-            missing = [name for name, path in paths.items() if not path.exists()]
-            if not missing:
-                continue
-            folder.mkdir(parents=True, exist_ok=True)
-            fitted, fresh = benchmark_data.simulate_particles(
-                densities,
-                PRESETS[benchmark.preset],
-                snr=snr,
-                seed=seed,
-                ctf=benchmark.ctf,
-                mask_threshold=MASK_THRESHOLD,
+            complete(
+                seed_paths(folder, benchmark.chosen, seed),
+                {"snr": snr, "seed": seed},
+                functools.partial(_prepare, benchmark, densities, snr, seed, folder),
+                _measure_one,
             )
-            case = _case(benchmark.preset, seed, fitted, fresh, folder)
-            for name in missing:
-                say(f"{name}, SNR {snr:g}, seed {seed}")
-                result = {"method": name, "snr": snr, "seed": seed}
-                result |= _measure_one(name, case, fresh)
-                files.write_json(paths[name], result)
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
     """What is there, by noise, method and seed."""
-    from jimjax.commands.files import read_json
+    return read_results(folder, KNOWN)
 
-    found = [read_json(path) for path in folder.glob("snr_*/result_*.json")]
-    order = {name: place for place, name in enumerate(KNOWN)}
-    return sorted(found, key=lambda r: (-r["snr"], order[r["method"]], r["seed"]))
+
+def _prepare(
+    benchmark: Any, densities: list[Any], snr: float, seed: int, folder: Path
+) -> tuple[Case, "Subtomograms"]:
+    """What methods are given, and the truth about the fresh particles."""
+    fitted, fresh = benchmark_data.simulate_particles(
+        densities,
+        PRESETS[benchmark.preset],
+        snr=snr,
+        seed=seed,
+        ctf=benchmark.ctf,
+        mask_threshold=MASK_THRESHOLD,
+    )
+    return _case(benchmark.preset, seed, fitted, fresh, folder), fresh
 
 
 def _case(
@@ -239,10 +234,11 @@ def _case(
     return Case(*hidden, pairs, int(fitted.labels.max()) + 1, preset, seed, folder)
 
 
-def _measure_one(name: str, case: Case, truth: "Subtomograms") -> dict[str, Any]:
+def _measure_one(name: str, prepared: tuple[Case, "Subtomograms"]) -> dict[str, Any]:
     """Scores and seconds; the compilation of whatever was not compiled before is in them."""
     import jax
 
+    case, truth = prepared
     started = time.monotonic()
     found = METHODS[name](case)
     seconds = round(time.monotonic() - started, 1)

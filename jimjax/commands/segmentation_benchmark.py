@@ -3,10 +3,12 @@
 import dataclasses
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jimjax.commands import benchmark_data
+from jimjax.commands.benchmark_results import complete, read_results, seed_paths
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,37 +110,22 @@ def measure(benchmark: "Benchmark", densities: list[Any]) -> None:
         benchmark: what to run.
         densities: of the target's structures.
     """
-    from jimjax.commands import files
-    from jimjax.commands.progress import say
-
     # Other phantoms than the target's, where there are no files.
     sources = benchmark_data.read_densities(benchmark.source_structures, (), benchmark.seed + 1)
+    size = PRESETS[benchmark.preset]
     for seed in range(benchmark.seed, benchmark.seed + benchmark.num_seeds):
         for snr in benchmark.snrs:
-            folder = benchmark.out / f"snr_{snr:g}"
-            paths = {name: folder / f"result_{name}_{seed}.json" for name in benchmark.chosen}
-            missing = [name for name, path in paths.items() if not path.exists()]
-            if not missing:
-                continue
-            folder.mkdir(parents=True, exist_ok=True)
-            domains = simulate_domains(
-                sources, densities, PRESETS[benchmark.preset], snr=snr, seed=seed
+            complete(
+                seed_paths(benchmark.out / f"snr_{snr:g}", benchmark.chosen, seed),
+                {"snr": snr, "seed": seed},
+                partial(simulate_domains, sources, densities, size, snr=snr, seed=seed),
+                partial(measure_one, preset=benchmark.preset, seed=seed),
             )
-            for name in missing:
-                say(f"{name}, SNR {snr:g}, seed {seed}")
-                result = measure_one(name, benchmark.preset, domains, seed)
-                files.write_json(paths[name], {"method": name, "snr": snr, "seed": seed, **result})
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
     """What is there, by noise, method and seed."""
-    from jimjax.commands.files import read_json
-
-    found = [read_json(path) for path in folder.glob("*/result_*.json")]
-    order = {
-        name: place for place, name in enumerate(dict.fromkeys([*METHODS, *UNTAUGHT, *ABLATIONS]))
-    }
-    return sorted(found, key=lambda r: (-r["snr"], order[r["method"]], r["seed"]))
+    return read_results(folder, [*METHODS, *UNTAUGHT, *ABLATIONS])
 
 
 def simulate_domains(
@@ -201,13 +188,13 @@ def _config(preset: str, changes: Changes, seed: int) -> "SegmentConfig":
     return dataclasses.replace(config, **changes, seed=seed)
 
 
-def measure_one(name: str, preset: str, domains: Domains, seed: int) -> dict[str, Any]:
+def measure_one(name: str, domains: Domains, *, preset: str, seed: int) -> dict[str, Any]:
     """Scores a row on fresh particles; compilation is in the seconds.
 
     Args:
         name: of ``METHODS``, ``UNTAUGHT`` or ``ABLATIONS``; those of one name are the same.
-        preset: "small" or "paper".
         domains: particles.
+        preset: "small" or "paper".
         seed: of the training.
     """
     import jax
