@@ -120,10 +120,11 @@ def pseudo_loss(
 ) -> jax.Array:
     """Cross entropy and soft Dice with what a teacher is sure of.
 
-    Of a voxel one may be sure to 98 % that it is background before having looked. So it is asked
-    how sure the teacher would be if particle and background were equally likely: its probabilities
-    are divided by what they are on average. Otherwise what it overlooks is surely background,
-    outnumbers what it finds, and student and teacher soon find nothing at all.
+    Of a voxel one may be sure to 98 % that it is background before having looked. So besides
+    being sure, as published, it has to be as sure if particle and background were equally likely:
+    when its probabilities are divided by what they are on average. Without the second, what it
+    overlooks is surely background, outnumbers what it finds, and student and teacher soon find
+    nothing at all; without the first, what it finds grows.
 
     Args:
         logits: ``(batch, z, y, x, 2)``.
@@ -134,7 +135,8 @@ def pseudo_loss(
     evidence = told / jnp.stack([1 - share, jnp.maximum(share, LEAST_SHARE)])
     evidence /= jnp.sum(evidence, axis=-1, keepdims=True)
     labels = jnp.argmax(told, axis=-1)
-    is_sure = jnp.sum(evidence * jax.nn.one_hot(labels, 2), axis=-1) >= confidence
+    certainty = jnp.minimum(told, evidence)
+    is_sure = jnp.take_along_axis(certainty, labels[..., None], axis=-1)[..., 0] >= confidence
     weights = is_sure.astype(jnp.float32)
     return cross_entropy(logits, labels, weights=weights) + soft_dice_loss(
         logits, labels, weights=weights

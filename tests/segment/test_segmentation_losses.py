@@ -194,10 +194,11 @@ def test_pseudo_labels_are_voxels_that_the_teacher_is_sure_of():
     assert (jnp.abs(gradient[0, 0]) > 0).all()
 
 
-def test_what_is_common_needs_more_to_be_sure():
+def test_what_is_rare_needs_its_confidence_and_what_is_common_more():
     share, confidence = 0.02, 0.85
-    background = share / (1 - share) * (1 - confidence) / confidence  # odds of being a particle
-    edges = [1.01, 0.99, background * 1.01, background * 0.99]  # above 1 it is called a particle
+    particle = confidence / (1 - confidence)  # odds from which it is one, as published
+    background = share / (1 - share) / particle  # below which it is none, though common
+    edges = [particle * 1.01, particle * 0.99, background * 1.01, background * 0.99]
     told = jnp.array([odds / (1 + odds) for odds in edges]).reshape(1, 2, 2, 1)
     told = jnp.stack([1 - told, told], axis=-1)
     logits = jnp.zeros(told.shape)
