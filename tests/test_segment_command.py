@@ -17,6 +17,7 @@ from jimjax.segment import training
 BOX = 16
 SETTINGS = """
 method = "vox-uda"
+denoiser = "ngm"
 epochs = 40
 batch_size = 4
 num_sampled = 2

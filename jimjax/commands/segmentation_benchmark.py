@@ -76,6 +76,7 @@ ABLATIONS: dict[str, Changes] = {
     VOX_UDA: {},
     "dann": {"method": "dann"},
     "match_spectrum=False": {"match_spectrum": False},
+    "match_spectrum=True": {"match_spectrum": True},
     "adversarial=0": {"adversarial": 0.0},
     "noise=none": {"noise": "none"},
     "denoiser=none": {"denoiser": "none"},
@@ -103,6 +104,17 @@ UNTAUGHT: dict[str, float | None] = {"gmm": None, "gmm-corrected": 0.5}
 TASKS = {"segmentation": (*METHODS, *UNTAUGHT), "ablation": tuple(ABLATIONS)}
 
 
+def default_rows(task: str, preset: str) -> tuple[str, ...]:
+    """Rows of a task but those that change nothing of the preset."""
+    base = _config(preset, {}, 0)
+    changes = METHODS | ABLATIONS
+    return tuple(
+        name
+        for name in TASKS[task]
+        if name in (VOX_UDA, *UNTAUGHT) or dataclasses.replace(base, **changes[name]) != base
+    )
+
+
 def measure(benchmark: "Benchmark", densities: list[Any]) -> None:
     """Runs what is not there yet, one seed of everything first.
 
@@ -119,7 +131,7 @@ def measure(benchmark: "Benchmark", densities: list[Any]) -> None:
                 seed_paths(benchmark.out / f"snr_{snr:g}", benchmark.chosen, seed),
                 {"snr": snr, "seed": seed},
                 partial(simulate_domains, sources, densities, size, snr=snr, seed=seed),
-                partial(measure_one, preset=benchmark.preset, seed=seed),
+                partial(measure_one, preset=benchmark.preset, epochs=benchmark.epochs, seed=seed),
             )
 
 
@@ -180,15 +192,20 @@ def _target_ctf() -> "CtfParameters":
     return CtfParameters(defocus=(25000.0, 45000.0), amplitude_contrast=0.1, mtf=0.5)
 
 
-def _config(preset: str, changes: Changes, seed: int) -> "SegmentConfig":
+def _config(preset: str, changes: Changes, seed: int, epochs: int | None = None) -> "SegmentConfig":
     from jimjax.segment import config as presets
     from jimjax.segment.config import SegmentConfig
 
-    config = presets.small() if preset == "small" else SegmentConfig()
+    if preset == "small":
+        config = presets.small()
+    else:
+        config = SegmentConfig() if epochs is None else presets.short(epochs)
     return dataclasses.replace(config, **changes, seed=seed)
 
 
-def measure_one(name: str, domains: Domains, *, preset: str, seed: int) -> dict[str, Any]:
+def measure_one(
+    name: str, domains: Domains, *, preset: str, seed: int, epochs: int | None = None
+) -> dict[str, Any]:
     """Scores a row on fresh particles; compilation is in the seconds.
 
     Args:
@@ -196,6 +213,7 @@ def measure_one(name: str, domains: Domains, *, preset: str, seed: int) -> dict[
         domains: particles.
         preset: "small" or "paper".
         seed: of the training.
+        epochs: of the paper preset, in place of the published ones.
     """
     import jax
 
@@ -207,7 +225,8 @@ def measure_one(name: str, domains: Domains, *, preset: str, seed: int) -> dict[
         found = benchmark_data.label_voxels(fresh, UNTAUGHT[name])
         seconds = _since(started)
     else:
-        weights = _train(_config(preset, (METHODS | ABLATIONS)[name], seed), domains)
+        config = _config(preset, (METHODS | ABLATIONS)[name], seed, epochs)
+        weights = _train(config, domains)
         seconds = _since(started)
         found = _segment(weights, fresh)
     scores = score_segmentation(found, fresh.masks, fresh.labels)

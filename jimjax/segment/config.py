@@ -1,6 +1,6 @@
 """How a segmentation network is carried from simulated particles to others."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from jimjax.io.errors import InputError
@@ -119,4 +119,24 @@ def small() -> SegmentConfig:
         ema_decay=0.98,
         consistency_weight=2.0,  # 200, grown in so few epochs, lets nothing be found at all
         ramp_epochs=3,
+    )
+
+
+def short(epochs: int) -> SegmentConfig:
+    """As published, in fewer epochs; drops of the learning rate and the ramp are in proportion.
+
+    The teacher's memory and weight are the small preset's, which has as few steps.
+
+    Args:
+        epochs: 1 or more.
+    """
+    published, taught = SegmentConfig(), small()
+    share = epochs / published.epochs
+    return replace(
+        published,
+        epochs=epochs,
+        epochs_per_drop=max(1, round(share * published.epochs_per_drop)),
+        ramp_epochs=max(1, round(share * published.ramp_epochs)),
+        ema_decay=taught.ema_decay,
+        consistency_weight=taught.consistency_weight,
     )

@@ -1,4 +1,4 @@
-"""conv3d against a loop in float64 and against XLA, in every form it can take on CPU."""
+"""conv3d against a loop in float64 and against XLA, in every form it can take."""
 
 import functools
 
@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
+from jimjax.ops import conv
 from jimjax.ops.conv import conv3d, conv_transpose3d
 
 # size, in channels, out channels, stride, dilation, padding; the CPU form each one takes:
@@ -220,6 +221,15 @@ def test_transpose_of_a_single_voxel_draws_the_kernel(compiled):
     assert out.sum() == 2 * kernel.sum()
 
 
+@pytest.fixture(params=["cpu", "gpu"])
+def form(request, monkeypatch):
+    """The transposed convolution of either platform, run here."""
+    for name in ("_TRANSPOSE", "_TRANSPOSE_GRADIENTS"):
+        own = getattr(getattr(conv, name), request.param)
+        monkeypatch.setattr(conv, name, conv.Forms(own, own, own))
+
+
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize(("size", "num_in", "num_out", "taps", "stride", "padding"), TRANSPOSED)
 def test_transpose_agrees_with_the_slow_twin_and_is_the_adjoint(
     size, num_in, num_out, taps, stride, padding, key
@@ -243,6 +253,7 @@ def test_transpose_agrees_with_the_slow_twin_and_is_the_adjoint(
         np.testing.assert_allclose(np.vdot(kernel_gradient, v), np.vdot(forward(x, v), g))
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize(("taps", "stride"), [(3, 1), (4, 2), (6, 4), (10, 8)])
 def test_transpose_is_that_of_lax(taps, stride, key):
     x, kernel = _operands(key, (2, 3, 2), 2, 3, taps=(taps,) * 3)
