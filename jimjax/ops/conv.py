@@ -1,8 +1,7 @@
 """3-D convolution and its transpose, also fast on CPU.
 
-On CPU the work is rewritten, one form for each kind of layer, and so are the gradients. GPU and
-TPU use ``lax.conv_general_dilated``; GPUs do so for transposed convolutions, too, whose own
-gradients are up to 30 times slower there.
+On CPU the work is rewritten, one form for each kind of layer, and so are the gradients. On GPU
+it is rewritten where cuDNN is slow; TPU uses ``lax.conv_general_dilated``.
 """
 
 import functools
@@ -13,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jimjax.ops import _windows as windows
 from jimjax.ops._cpu import conv as cpu
-from jimjax.ops._cpu.conv import Window
-
-DIMENSIONS_3D = ("NDHWC", "DHWIO", "NDHWC")
+from jimjax.ops._gpu import conv as gpu
+from jimjax.ops._windows import Window
 
 
 def conv3d(
@@ -67,51 +66,32 @@ def conv3d(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv3d(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    return _by_platform(_FORWARD, (window,), x, kernel)
+    return _by_platform(_CONVOLVE, (window,), x, kernel)
 
 
 def _conv3d_forward(
     x: jax.Array, kernel: jax.Array, window: Window
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     # Not _conv3d itself: the gradient stays open to either mode for second derivatives.
-    return _by_platform(_FORWARD, (window,), x, kernel), (x, kernel)
+    return _by_platform(_CONVOLVE, (window,), x, kernel), (x, kernel)
 
 
 def _conv3d_backward(
     window: Window, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    return _by_platform(_GRADIENTS, (window,), *residuals, cotangent)
+    return _by_platform(_CONVOLVE_GRADIENTS, (window,), *residuals, cotangent)
 
 
 _conv3d.defvjp(_conv3d_forward, _conv3d_backward)
 
 
-def _stock(window: Window, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    # GPU and TPU accumulate half precision in float32 by themselves.
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window.strides,
-        window.pads,
-        rhs_dilation=window.dilations,
-        dimension_numbers=DIMENSIONS_3D,
-    )
-
-
-def _stock_gradients(
-    window: Window, x: jax.Array, kernel: jax.Array, cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    _, pullback = jax.vjp(functools.partial(_stock, window), x, kernel)
-    return pullback(cotangent)
-
-
-def _on_cpu(window: Window, x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _on_cpu(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     out = cpu.convolve(*_in_accumulator(x, kernel), window)
     return out.astype(x.dtype)
 
 
 def _gradients_on_cpu(
-    window: Window, x: jax.Array, kernel: jax.Array, cotangent: jax.Array
+    x: jax.Array, kernel: jax.Array, cotangent: jax.Array, window: Window
 ) -> tuple[jax.Array, jax.Array]:
     dtype = x.dtype
     x, kernel, cotangent = _in_accumulator(x, kernel, cotangent)
@@ -164,13 +144,13 @@ def _conv_transpose3d(
     x: jax.Array, kernel: jax.Array, size: tuple[int, int, int], window: Window
 ) -> jax.Array:
     """The adjoint of ``_conv3d`` of volumes of the given size with this kernel and window."""
-    return _by_platform(_TRANSPOSE, (size, window), x, kernel)
+    return _by_platform(_SPREAD, (size, window), x, kernel)
 
 
 def _conv_transpose3d_forward(
     x: jax.Array, kernel: jax.Array, size: tuple[int, int, int], window: Window
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _by_platform(_TRANSPOSE, (size, window), x, kernel), (x, kernel)
+    return _by_platform(_SPREAD, (size, window), x, kernel), (x, kernel)
 
 
 def _conv_transpose3d_backward(
@@ -179,45 +159,26 @@ def _conv_transpose3d_backward(
     residuals: tuple[jax.Array, jax.Array],
     cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    return _by_platform(_TRANSPOSE_GRADIENTS, (size, window), *residuals, cotangent)
+    return _by_platform(_SPREAD_GRADIENTS, (size, window), *residuals, cotangent)
 
 
 _conv_transpose3d.defvjp(_conv_transpose3d_forward, _conv_transpose3d_backward)
 
 
-def _stock_transpose(
-    size: tuple[int, int, int], window: Window, x: jax.Array, kernel: jax.Array
-) -> jax.Array:
-    fine = jax.ShapeDtypeStruct((x.shape[0], *size, kernel.shape[3]), x.dtype)
-    (out,) = jax.linear_transpose(lambda volumes: _stock(window, volumes, kernel), fine)(x)
-    return out
-
-
-def _stock_transpose_gradients(
-    size: tuple[int, int, int],
-    window: Window,
-    x: jax.Array,
-    kernel: jax.Array,
-    cotangent: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    _, pullback = jax.vjp(functools.partial(_stock_transpose, size, window), x, kernel)
-    return pullback(cotangent)
-
-
-def _transpose_on_cpu(
-    size: tuple[int, int, int], window: Window, x: jax.Array, kernel: jax.Array
+def _spread_on_cpu(
+    x: jax.Array, kernel: jax.Array, size: tuple[int, int, int], window: Window
 ) -> jax.Array:
     shape = (x.shape[0], *size, kernel.shape[3])
     coarse, taps = _in_accumulator(x, kernel)
     return cpu.input_gradient(shape, taps, coarse, window).astype(x.dtype)
 
 
-def _transpose_gradients_on_cpu(
-    size: tuple[int, int, int],
-    window: Window,
+def _spread_gradients_on_cpu(
     x: jax.Array,
     kernel: jax.Array,
     cotangent: jax.Array,
+    size: tuple[int, int, int],
+    window: Window,
 ) -> tuple[jax.Array, jax.Array]:
     del size  # the cotangent's
     dtype = x.dtype
@@ -227,58 +188,33 @@ def _transpose_gradients_on_cpu(
     return x_gradient.astype(dtype), kernel_gradient.astype(dtype)
 
 
-def _transpose_on_gpu(
-    size: tuple[int, int, int], window: Window, x: jax.Array, kernel: jax.Array
-) -> jax.Array:
-    """All voxels of a stride's block as channels of one convolution on the coarse grid.
+def _gradients_of(form: Callable) -> Callable:
+    """The adjoint, in input and kernel, of a function of these and a layer."""
 
-    A kernel of k taps reaches ceil(k / stride) blocks; zeros complete the last of them.
-    """
-    strides = window.strides
-    if strides == (1, 1, 1):
-        return _stock_transpose(size, window, x, kernel)
-    blocks = [-(-k // s) for k, s in zip(kernel.shape[:3], strides, strict=True)]
-    ends = [(0, t * s - k) for t, s, k in zip(blocks, strides, kernel.shape[:3], strict=True)]
-    num_out, num_in = kernel.shape[3:]
-    taps = jnp.pad(kernel, (*ends, (0, 0), (0, 0)))
-    split = [part for t, s in zip(blocks, strides, strict=True) for part in (t, s)]
-    taps = taps.reshape(*split, num_out, num_in).transpose(0, 2, 4, 7, 1, 3, 5, 6)
-    taps = taps.reshape(*blocks, num_in, -1)[::-1, ::-1, ::-1]
-    spread = lax.conv_general_dilated(
-        x, taps, (1, 1, 1), [(t - 1, t - 1) for t in blocks], dimension_numbers=DIMENSIONS_3D
-    )
-    coarse = spread.shape[1:4]
-    fine = spread.reshape(-1, *coarse, *strides, num_out).transpose(0, 1, 4, 2, 5, 3, 6, 7)
-    fine = fine.reshape(-1, *(m * s for m, s in zip(coarse, strides, strict=True)), num_out)
-    starts = [low for low, _ in window.pads]
-    stops = [low + n for low, n in zip(starts, size, strict=True)]
-    return lax.slice(fine, (0, *starts, 0), (len(x), *stops, num_out))
+    def gradients(
+        x: jax.Array, kernel: jax.Array, cotangent: jax.Array, *layer: Hashable
+    ) -> tuple[jax.Array, jax.Array]:
+        _, pullback = jax.vjp(lambda x, kernel: form(x, kernel, *layer), x, kernel)
+        return pullback(cotangent)
 
-
-def _transpose_gradients_on_gpu(
-    size: tuple[int, int, int],
-    window: Window,
-    x: jax.Array,
-    kernel: jax.Array,
-    cotangent: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    _, pullback = jax.vjp(functools.partial(_transpose_on_gpu, size, window), x, kernel)
-    return pullback(cotangent)
+    return gradients
 
 
 class Forms(NamedTuple):
-    """Functions of one result; the default is for TPU and what else there is."""
+    """Functions of one result, of arrays and a layer; the default is for TPU and others."""
 
     default: Callable
     cpu: Callable
     gpu: Callable
 
 
-_FORWARD = Forms(_stock, _on_cpu, _stock)
-_GRADIENTS = Forms(_stock_gradients, _gradients_on_cpu, _stock_gradients)
-_TRANSPOSE = Forms(_stock_transpose, _transpose_on_cpu, _transpose_on_gpu)
-_TRANSPOSE_GRADIENTS = Forms(
-    _stock_transpose_gradients, _transpose_gradients_on_cpu, _transpose_gradients_on_gpu
+_CONVOLVE = Forms(windows.convolve, _on_cpu, gpu.convolve)
+_SPREAD = Forms(windows.spread, _spread_on_cpu, gpu.spread)
+_CONVOLVE_GRADIENTS = Forms(
+    _gradients_of(windows.convolve), _gradients_on_cpu, _gradients_of(gpu.convolve)
+)
+_SPREAD_GRADIENTS = Forms(
+    _gradients_of(windows.spread), _spread_gradients_on_cpu, _gradients_of(gpu.spread)
 )
 
 
@@ -286,9 +222,14 @@ _TRANSPOSE_GRADIENTS = Forms(
 def _by_platform(
     forms: Forms, layer: tuple[Hashable, ...], *arrays: jax.Array
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
+    def of(form: Callable) -> Callable:
+        return lambda *arrays: form(*arrays, *layer)
+
     # Decided when lowering, not when tracing: right for jax.export and for a CPU beside a GPU.
-    default, cpu, gpu = (functools.partial(form, *layer) for form in forms)
-    return lax.platform_dependent(*arrays, cpu=cpu, cuda=gpu, rocm=gpu, default=default)
+    on_gpu = of(forms.gpu)
+    return lax.platform_dependent(
+        *arrays, cpu=of(forms.cpu), cuda=on_gpu, rocm=on_gpu, default=of(forms.default)
+    )
 
 
 def _in_accumulator(*arrays: jax.Array) -> tuple[jax.Array, ...]:

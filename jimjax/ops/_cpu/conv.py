@@ -6,13 +6,14 @@ product can do. Arrays are ``(batch, z, y, x, channels)`` and kernels ``(kz, ky,
 
 import functools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jimjax.ops import _windows as windows
 from jimjax.ops._divisors import largest_divisor
+from jimjax.ops._windows import Window
 
 DIMENSIONS_2D = ("NHWC", "HWIO", "NHWC")
 
@@ -22,14 +23,6 @@ SMALL_OUTPUT = 216  # output voxels up to which one matrix product beats a 2-D c
 LARGE_SHRINK = 1.5  # input over output voxels from which the gradient is scattered
 MANY_TAPS = 64  # kernel taps from which one view of the volume for each takes too long to compile
 CHUNK_ROWS = 512  # rows that keep a matrix product busy and its operands in the cache
-
-
-class Window(NamedTuple):
-    """How the kernel walks over the volume; hashable, so that it can be static."""
-
-    strides: tuple[int, int, int]
-    dilations: tuple[int, int, int]
-    pads: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
 UNIT_WINDOW = Window((1, 1, 1), (1, 1, 1), ((0, 0), (0, 0), (0, 0)))
@@ -42,11 +35,11 @@ def convolve(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
         return lax.map(lambda volume: _patches(volume, kernel.shape, window) @ flat, x)
     num_in, num_out = kernel.shape[3:]
     if num_out <= NARROW_CHANNELS < num_in:
-        return _products_first(x, kernel, window)
+        return lax.map(lambda v: windows.products_first(v[None], kernel, window)[0], x)
     if num_in == 1:
-        taps = _taps(_pad(x, window), kernel.shape, window)
+        taps = windows.taps(windows.pad(x, window), kernel.shape, window)
         return sum(t * w for t, w in zip(taps, kernel.reshape(-1, num_out), strict=True))
-    if math.prod(_out_shape(x.shape, kernel.shape, window)) <= SMALL_OUTPUT:
+    if math.prod(windows.out_shape(x.shape, kernel.shape, window)) <= SMALL_OUTPUT:
         return _gather_columns(x, kernel, window)
     return _fold_depth(x, kernel, window)
 
@@ -69,7 +62,7 @@ def _patches(volume: jax.Array, kernel_shape: tuple[int, ...], window: Window) -
         ``(z', y', x', kz ky kx channels)``.
     """
     zero = jnp.zeros((), volume.dtype)
-    steps = _out_shape((1, *volume.shape), kernel_shape, window)
+    steps = windows.out_shape((1, *volume.shape), kernel_shape, window)
     for number, (m, k, s, (low, _)) in enumerate(
         zip(steps, kernel_shape[:3], window.strides, window.pads, strict=True)
     ):
@@ -78,8 +71,8 @@ def _patches(volume: jax.Array, kernel_shape: tuple[int, ...], window: Window) -
         edges[axis] = (low, (m - 1 + num_blocks) * s - volume.shape[axis] - low, 0)
         padded = lax.pad(volume, zero, edges)
         blocks = padded.reshape(*padded.shape[:axis], -1, s, *padded.shape[axis + 1 :])
-        windows = [lax.slice_in_dim(blocks, i, i + m, axis=axis) for i in range(num_blocks)]
-        joined = jnp.concatenate(windows, axis=axis + 1)
+        views = [lax.slice_in_dim(blocks, i, i + m, axis=axis) for i in range(num_blocks)]
+        joined = jnp.concatenate(views, axis=axis + 1)
         volume = lax.slice_in_dim(joined, 0, k, axis=axis + 1)
     return volume.transpose(0, 2, 4, 1, 3, 5, 6).reshape(*steps, -1)
 
@@ -97,7 +90,7 @@ def _spread_patches(
 
 def _fold_volume(x: jax.Array, kernel_shape: tuple[int, ...], window: Window) -> jax.Array:
     """Blocks of ``strides`` voxels as channels: the kernel's steps become one voxel each."""
-    out_shape = _out_shape(x.shape, kernel_shape, window)
+    out_shape = windows.out_shape(x.shape, kernel_shape, window)
     ends = [
         (low, (m - 1 + -(-k // s)) * s - n - low, 0)
         for n, m, k, s, (low, _) in zip(
@@ -126,7 +119,7 @@ def _fold_depth(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     """Depth neighbours as channels, then one 2-D convolution for each plane."""
     kz, ky, kx, num_in, num_out = kernel.shape
     x = jnp.pad(x, ((0, 0), window.pads[0], (0, 0), (0, 0), (0, 0)))
-    stacked = jnp.concatenate(_axis_taps(x, 1, kz, window), axis=-1)
+    stacked = jnp.concatenate(windows.axis_taps(x, 1, kz, window), axis=-1)
     batch, depth = stacked.shape[:2]
     out = lax.conv_general_dilated(
         stacked.reshape(batch * depth, *stacked.shape[2:]),
@@ -144,10 +137,15 @@ def _gather_columns(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Arra
     flat = kernel.reshape(-1, kernel.shape[-1])
 
     def convolve(chunk: jax.Array) -> jax.Array:
-        return jnp.concatenate(_taps(_pad(chunk, window), kernel.shape, window), axis=-1) @ flat
+        return _columns(chunk, kernel.shape, window) @ flat
 
-    chunk = _chunk(x.shape[0], math.prod(_out_shape(x.shape, kernel.shape, window)))
+    chunk = _chunk(x.shape[0], math.prod(windows.out_shape(x.shape, kernel.shape, window)))
     return _merge(lax.map(convolve, _split(x, chunk)))
+
+
+def _columns(x: jax.Array, kernel_shape: tuple[int, ...], window: Window) -> jax.Array:
+    """All taps of a voxel side by side: ``(batch, z', y', x', kz ky kx channels)``."""
+    return jnp.concatenate(windows.taps(windows.pad(x, window), kernel_shape, window), axis=-1)
 
 
 def _scatter_columns(
@@ -158,24 +156,12 @@ def _scatter_columns(
     chunk = _chunk(shape[0], math.prod(cotangent.shape[1:4]))
 
     def gather(volumes: jax.Array) -> jax.Array:
-        return jnp.concatenate(_taps(_pad(volumes, window), kernel.shape, window), axis=-1)
+        return _columns(volumes, kernel.shape, window)
 
     scatter = jax.linear_transpose(
         gather, jax.ShapeDtypeStruct((chunk, *shape[1:]), cotangent.dtype)
     )
     return _merge(lax.map(lambda g: scatter(g @ flat.T)[0], _split(cotangent, chunk)))
-
-
-def _products_first(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """Each voxel's share in each tap by one matrix product, then the shifted shares summed."""
-    num_in, num_out = kernel.shape[3:]
-    flat = kernel.reshape(-1, num_in, num_out).transpose(1, 0, 2).reshape(num_in, -1)
-
-    def convolve(volume: jax.Array) -> jax.Array:
-        shares = _taps(_pad(volume[None] @ flat, window), kernel.shape, window)
-        return sum(s[0, ..., i * num_out : (i + 1) * num_out] for i, s in enumerate(shares))
-
-    return lax.map(convolve, x)
 
 
 def _convolve_back(
@@ -236,7 +222,7 @@ def kernel_gradient(
         zeros = jnp.zeros((kernel.shape[-1], math.prod(kernel.shape[:4])), x.dtype)
         total, _ = lax.scan(add_example, zeros, (x, rows))
         return total.T.reshape(kernel.shape)
-    padded, num_out = _pad(x, window), kernel.shape[-1]
+    padded, num_out = windows.pad(x, window), kernel.shape[-1]
     batch, depth, height, width = cotangent.shape[:4]
     thickness = _chunk(depth, height * width)
     chunk = _chunk(batch, depth * height * width)
@@ -249,7 +235,7 @@ def kernel_gradient(
         gradient = lax.dynamic_slice(cotangent, (first, plane, 0, 0, 0), slab)
         seen = (chunk, reach, *padded.shape[2:])
         volumes = lax.dynamic_slice(padded, (first, plane * step, 0, 0, 0), seen)
-        columns = jnp.concatenate(_taps(volumes, kernel.shape, window), axis=-1)
+        columns = jnp.concatenate(windows.taps(volumes, kernel.shape, window), axis=-1)
         rows = gradient.reshape(-1, num_out).T
         return total + rows @ columns.reshape(rows.shape[1], -1), None
 
@@ -277,7 +263,7 @@ def _narrow_gradients(
     ) -> tuple[jax.Array, jax.Array]:
         volume, gradient = example
         spread = jnp.pad(jnp.moveaxis(gradient, -1, 0), ((0, 0), *adjoint.pads))
-        reached = _taps(spread[..., None], kernel.shape, adjoint)
+        reached = windows.taps(spread[..., None], kernel.shape, adjoint)
         columns = jnp.concatenate(reached).reshape(len(flat), -1)
         x_gradient = (columns.T @ flat).reshape(volume.shape)
         return total + columns @ volume.reshape(-1, num_in), x_gradient
@@ -301,38 +287,6 @@ def _adjoint_window(
         for n, r, m, lo in zip(shape[1:4], reach, spread_shape[1:4], low, strict=True)
     ]
     return Window((1, 1, 1), window.dilations, tuple(zip(low, high, strict=True)))
-
-
-def _pad(x: jax.Array, window: Window) -> jax.Array:
-    return jnp.pad(x, ((0, 0), *window.pads, (0, 0)))
-
-
-def _taps(padded: jax.Array, kernel_shape: tuple[int, ...], window: Window) -> list[jax.Array]:
-    """What each kernel tap sees, in the kernel's C order; each has the output's grid."""
-    views = [padded]
-    for axis in (1, 2, 3):
-        num_taps = kernel_shape[axis - 1]
-        views = [tap for view in views for tap in _axis_taps(view, axis, num_taps, window)]
-    return views
-
-
-def _axis_taps(padded: jax.Array, axis: int, num_taps: int, window: Window) -> list[jax.Array]:
-    step, gap = window.strides[axis - 1], window.dilations[axis - 1]
-    span = padded.shape[axis] - gap * (num_taps - 1)
-    return [
-        lax.slice_in_dim(padded, i * gap, i * gap + span, step, axis=axis) for i in range(num_taps)
-    ]
-
-
-def _out_shape(
-    shape: tuple[int, ...], kernel_shape: tuple[int, ...], window: Window
-) -> tuple[int, ...]:
-    return tuple(
-        (n + sum(pads) - d * (k - 1) - 1) // s + 1
-        for n, k, s, d, pads in zip(
-            shape[1:4], kernel_shape[:3], window.strides, window.dilations, window.pads, strict=True
-        )
-    )
 
 
 def _chunk(count: int, rows: int) -> int:
