@@ -54,6 +54,7 @@ COMMANDS = {
 EXIT_FAILED, EXIT_MISTAKE, EXIT_KILLED = 1, 2, 130
 DESCRIPTION = "Joint alignment and clustering of cryo-electron subtomograms."
 _FRAME = re.compile("[\u2500-\u257f]|-{3,}")  # box drawing, or dashes where it cannot be shown
+_REPEATED = re.compile(r"(?i)\b(invalid choice) \1\b")  # tyro says it twice
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,7 +120,8 @@ def _parse(arguments: list[str]) -> Any:
 
 def _usage_line(box: str, arguments: list[str]) -> str:
     text = re.sub(r"\s+", " ", _FRAME.sub(" ", box)).strip()
-    text = text.partition(" For full helptext")[0]
+    text = text.partition(" For full helptext")[0].rstrip(".")
+    text = _REPEATED.sub(r"\1", text)
     name = f" {arguments[0]}" if arguments and arguments[0] in COMMANDS else ""
     return f"{text}; see jimjax{name} --help"
 

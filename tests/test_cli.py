@@ -125,12 +125,14 @@ def test_help_loads_no_heavy_package():
         (["predict"], ["--run", "--data", "--out"]),
         (["average", "c.star", "--out", "d", "--odrer", "1"], ["--odrer", "average --help"]),
         (["simulate", "--structures", "a.pdb", "--out", "d", "--snr", "low"], ["--snr", "low"]),
+        (["segment", "train", "--method", "magic"], ["'magic'", "'le-uda', 'vox-uda'); see"]),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(arguments, words, jimjax):
     code, out, err = jimjax(*arguments)
     assert (code, out, len(err)) == (2, "", 1)
     assert all(word in err[0] for word in words)
+    assert err[0].lower().count("invalid choice") <= 1
 
 
 def test_version_is_that_of_the_package(jimjax):

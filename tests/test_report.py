@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jimjax.io.errors import InputError
-from jimjax.report import ReportData, read_history, render, write_report
+from jimjax.report import ReportData, embedding, read_history, render, write_report
 
 SECTIONS = (
     "summary", "run", "slices", "training", "clusters", "confusion", "features", "resolution",
@@ -228,7 +228,8 @@ def test_a_history_with_nan_and_a_long_one_are_drawn(report):
     assert "loss over training, by step" in page.charts
 
 
-def test_many_particles_are_thinned_and_it_is_said(report):
+def test_many_particles_are_thinned_and_it_is_said(report, monkeypatch):
+    monkeypatch.setattr(embedding, "MAX_POINTS", 200)
     num = 3000
     labels = np.arange(num) % 2
     many = replace(
@@ -237,7 +238,7 @@ def test_many_particles_are_thinned_and_it_is_said(report):
         predicted_labels=labels,
         true_labels=None,
     )
-    assert "2,000 of 3,000 particles. Colour is the predicted class." in _Page(render(many)).text
+    assert "200 of 3,000 particles. Colour is the predicted class." in _Page(render(many)).text
 
 
 def test_without_a_voxel_size_lengths_are_in_voxels(report):

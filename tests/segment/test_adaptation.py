@@ -158,7 +158,7 @@ def test_filters_statistics_and_networks_are_one_step_that_compiles_once(usual, 
 @pytest.mark.parametrize(
     "change",
     [
-        {"noise": "none"},
+        pytest.param({"noise": "none"}, marks=slow),
         pytest.param({"denoiser": "none"}, marks=slow),
         pytest.param({"denoiser": "ngm"}, marks=slow),
         pytest.param({"adversarial": 0.0}, marks=slow),
