@@ -200,7 +200,7 @@ def _gradients_of(form: Callable) -> Callable:
     return gradients
 
 
-class Forms(NamedTuple):
+class _Forms(NamedTuple):
     """Functions of one result, of arrays and a layer; the default is for TPU and others."""
 
     default: Callable
@@ -208,19 +208,19 @@ class Forms(NamedTuple):
     gpu: Callable
 
 
-_CONVOLVE = Forms(windows.convolve, _on_cpu, gpu.convolve)
-_SPREAD = Forms(windows.spread, _spread_on_cpu, gpu.spread)
-_CONVOLVE_GRADIENTS = Forms(
+_CONVOLVE = _Forms(windows.convolve, _on_cpu, gpu.convolve)
+_SPREAD = _Forms(windows.spread, _spread_on_cpu, gpu.spread)
+_CONVOLVE_GRADIENTS = _Forms(
     _gradients_of(windows.convolve), _gradients_on_cpu, _gradients_of(gpu.convolve)
 )
-_SPREAD_GRADIENTS = Forms(
+_SPREAD_GRADIENTS = _Forms(
     _gradients_of(windows.spread), _spread_gradients_on_cpu, _gradients_of(gpu.spread)
 )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _by_platform(
-    forms: Forms, layer: tuple[Hashable, ...], *arrays: jax.Array
+    forms: _Forms, layer: tuple[Hashable, ...], *arrays: jax.Array
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     def of(form: Callable) -> Callable:
         return lambda *arrays: form(*arrays, *layer)

@@ -97,7 +97,7 @@ def form(request, monkeypatch):
     """What either platform runs, run here."""
     for name in ("_CONVOLVE", "_CONVOLVE_GRADIENTS", "_SPREAD", "_SPREAD_GRADIENTS"):
         own = getattr(getattr(conv, name), request.param)
-        monkeypatch.setattr(conv, name, conv.Forms(own, own, own))
+        monkeypatch.setattr(conv, name, conv._Forms(own, own, own))
 
 
 def test_ones_count_the_neighbours_inside_the_box(compiled):

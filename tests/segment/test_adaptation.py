@@ -81,7 +81,7 @@ def target():
 
 def test_masks_of_particles_without_noise_are_learned(source):
     clean, fresh = particles(0, snr=1e3, num=16), particles(0, snr=1e3, num=4)
-    config = configured("source-only", epochs=20, learning_rate=1e-2)
+    config = configured("source-only", epochs=12, learning_rate=1e-2)
     found = segment_particles(train_segmenter(config, clean, source), fresh)
     assert found.shape == fresh.volumes.shape
     assert 0 <= found.min() <= found.max() <= 1
@@ -109,7 +109,9 @@ def test_every_method_looks_at_what_it_says_and_nothing_else(method, source, tar
             train_segmenter(config, dataclasses.replace(source, masks=None), target)
 
 
-@pytest.mark.parametrize("method", ["vox-uda", pytest.param("pdam", marks=slow)])
+@pytest.mark.parametrize(
+    "method", ["vox-uda", pytest.param("asc", marks=slow), pytest.param("pdam", marks=slow)]
+)
 def test_interrupted_and_resumed_training_is_the_uninterrupted_one(
     method, source, target, tmp_path
 ):
@@ -162,7 +164,7 @@ def test_filters_statistics_and_networks_are_one_step_that_compiles_once(usual, 
         pytest.param({"denoiser": "none"}, marks=slow),
         pytest.param({"denoiser": "ngm"}, marks=slow),
         pytest.param({"adversarial": 0.0}, marks=slow),
-        {"match_spectrum": True},
+        pytest.param({"match_spectrum": True}, marks=slow),
         pytest.param({"denoiser": "bilateral"}, marks=slow),
         pytest.param({"noise": "poisson"}, marks=slow),
         pytest.param({"noise": "speckle"}, marks=slow),
