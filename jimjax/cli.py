@@ -54,7 +54,7 @@ COMMANDS = {
 EXIT_FAILED, EXIT_MISTAKE, EXIT_KILLED = 1, 2, 130
 DESCRIPTION = "Joint alignment and clustering of cryo-electron subtomograms."
 _FRAME = re.compile("[\u2500-\u257f]|-{3,}")  # box drawing, or dashes where it cannot be shown
-_REPEATED = re.compile(r"(?i)\b(invalid choice) \1\b")  # tyro says it twice
+_REPEATED = re.compile(r"(?i)\b(invalid choice|unrecognized options) \1\b")  # tyro says it twice
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
