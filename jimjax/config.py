@@ -232,6 +232,24 @@ def write_config(config: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
+def config_differences(kept: Any, given: Any) -> list[str]:
+    """What two configurations of one kind differ in, such as "joint.epochs is 3, not 5"."""
+    one, other = _flat(kept), _flat(given)
+    return [f"{name} is {one[name]}, not {other[name]}" for name in one if one[name] != other[name]]
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, str]:
+    """Settings as they are written, by their full names."""
+    flat: dict[str, str] = {}
+    for own in dataclasses.fields(config):
+        value, name = getattr(config, own.name), f"{prefix}{own.name}"
+        if dataclasses.is_dataclass(value):
+            flat |= _flat(value, f"{name}.")
+        else:
+            flat[name] = "not set" if value is None else _toml(value)
+    return flat
+
+
 def _build(kind: type, values: dict[str, Any], path: str, prefix: str) -> Any:
     hints = get_type_hints(kind)
     for key in values:

@@ -4,16 +4,23 @@ import contextlib
 import errno
 import os
 import secrets
+import socket
 import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from jimjax.io.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 PathLike = str | os.PathLike[str]
 
+LOCK = "lock"
 RETRY_DELAYS = (0.1, 0.5)  # seconds; a network file system that stalls answers soon or not at all
 _PASSING_ERRORS = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN})
 
@@ -75,6 +82,48 @@ def replace_file(path: PathLike) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             draft.unlink()
+
+
+@contextlib.contextmanager
+def hold_folder(folder: PathLike) -> Iterator[None]:
+    """Keeps other processes that ask for it, also on other hosts, out of a folder.
+
+    The operating system lets go of it however the process ends; a file ``LOCK`` stays behind,
+    which means nothing by itself. Where there are no such locks (Windows, some network file
+    systems) nobody is kept out.
+
+    Raises:
+        InputError: if another process has it, or nothing can be written there.
+    """
+    path = Path(folder) / LOCK
+    try:
+        stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115 closed below
+    except OSError as problem:
+        raise InputError(f"{path}: cannot be written: {_reason(problem)}") from problem
+    with stream:
+        if _lock(stream):
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            stream.flush()
+        yield
+
+
+def _lock(stream: TextIO) -> bool:
+    """Whether a file is locked by this process now; raises InputError if another one has it."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as problem:
+        stream.seek(0)
+        owner = stream.read().strip() or "another process"
+        folder = Path(stream.name).parent
+        raise InputError(
+            f"{folder}: {owner} is writing to it; wait for it, or stop it"
+        ) from problem
+    except OSError:  # a file system without locks
+        return False
+    return True
 
 
 def _reason(problem: OSError) -> str:

@@ -1,8 +1,11 @@
 """Saving and restoring a run. The only module that knows Orbax."""
 
 import contextlib
+import hashlib
+import json
 import logging
 import textwrap
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,11 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from jimjax.io.errors import InputError
+from jimjax.io.errors import InputError, InputWarning
+from jimjax.io.files import replace_file
 
 NUM_KEPT = 2  # the newest, and one before it in case the newest is damaged
+CHECKSUMS = "checksums.json"
 REASON_LENGTH = 300  # characters of a message about a checkpoint that does not fit
 
 
@@ -23,8 +28,10 @@ class Checkpoints:
     def __init__(self, folder: str | Path):
         for name in ("orbax", "absl"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        self._folder = Path(folder).absolute()
+        self._damaged: set[int] = set()
         self._checkpointer = ocp.training.Checkpointer(
-            Path(folder).absolute(),
+            self._folder,
             preservation_policy=ocp.training.preservation_policies.LatestN(NUM_KEPT),
         )
 
@@ -35,29 +42,45 @@ class Checkpoints:
         return None if latest is None else latest.step
 
     def save(self, step: int, tree: Any) -> None:
-        """Saves a pytree of arrays under a step; a step already saved is left as it is."""
-        if self.latest_step != step:
-            self._checkpointer.save(step, tree, force=True)
+        """Saves a pytree of arrays under a step; one already saved is left, unless damaged."""
+        is_saved = step in self._steps() and step not in self._damaged
+        if not is_saved:
+            self._checkpointer.save(step, tree, force=True, overwrite=step in self._damaged)
+            self._damaged.discard(step)
+            _write_checksums(self._folder / str(step))
 
     def restore(self, like: Any) -> Any:
-        """Restores the newest checkpoint onto the shapes and devices of ``like``.
+        """Restores the newest checkpoint that is whole, onto the shapes and devices of ``like``.
+
+        One that is damaged is left where it is, and said to be.
 
         Raises:
-            InputError: if there is none, or it does not have the structure of ``like``.
+            InputError: if there is none, or none that can be read has the structure of ``like``.
         """
-        if self.latest_step is None:
-            raise InputError("the run has no checkpoint yet; train it first")
-        abstract = jax.tree.map(_abstract, like)
-        try:
-            restored = self._checkpointer.load(self.latest_step, abstract)
-            jax.tree.map(_check_shape, restored, like)  # Orbax does not check numpy arrays
+        problems: dict[int, str] = {}
+        for step in self._steps():
+            damaged = _find_damage(self._folder / str(step))
+            if damaged is not None:
+                problems[step] = f"is damaged, first in {damaged}"
+                continue
+            try:
+                restored = self._checkpointer.load(step, jax.tree.map(_abstract, like))
+                jax.tree.map(_check_shape, restored, like)  # Orbax does not check numpy arrays
+            except (ValueError, KeyError, TypeError, OSError) as problem:
+                problems[step] = f"does not fit this configuration: {_reason(problem)}"
+                continue
+            for own, reason in problems.items():
+                told = f"checkpoint {own} {reason}; going on from {step}"
+                warnings.warn(told, InputWarning, stacklevel=2)
+            self._damaged.update(problems)
             return restored
-        except (ValueError, KeyError, TypeError) as problem:
-            # Orbax may say it with every array of the state in one line.
-            reason = textwrap.shorten(str(problem).splitlines()[0], REASON_LENGTH)
-            raise InputError(
-                f"checkpoint {self.latest_step} does not fit this configuration: {reason}"
-            ) from problem
+        if not problems:
+            raise InputError("the run has no checkpoint yet; train it first")
+        raise InputError("; ".join(f"checkpoint {own} {why}" for own, why in problems.items()))
+
+    def _steps(self) -> list[int]:
+        """What is saved, the newest first."""
+        return sorted((saved.step for saved in self._checkpointer.checkpoints), reverse=True)
 
     def close(self) -> None:
         """Waits for saves in flight and lets go of the folder."""
@@ -78,6 +101,40 @@ def _abstract(leaf: Any) -> Any:
     if isinstance(leaf, np.ndarray):
         return leaf
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _write_checksums(folder: Path) -> None:
+    """Tensorstore would read a flipped bit as a number, so files are told by their hashes."""
+    text = json.dumps(_checksums(folder), indent=2)
+    with replace_file(folder / CHECKSUMS) as stream:
+        stream.write(text.encode())
+
+
+def _find_damage(folder: Path) -> str | None:
+    """The first file that changed; a run killed before it wrote checksums is believed."""
+    if not (folder / CHECKSUMS).exists():
+        return None
+    try:
+        kept = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+    except ValueError:
+        return CHECKSUMS
+    found = _checksums(folder)
+    return min((name for name, digest in kept.items() if found.get(name) != digest), default=None)
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if path.name != CHECKSUMS
+    }
+
+
+def _reason(problem: Exception) -> str:
+    """Orbax may say it with every array of the state in one line."""
+    lines = str(problem).splitlines() or [type(problem).__name__]
+    return textwrap.shorten(lines[0], REASON_LENGTH)
 
 
 def _check_shape(found: Any, wanted: Any) -> None:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 import jimjax
-from jimjax.config import read_config, write_config
+from jimjax.config import config_differences, read_config, write_config
 from jimjax.data.subtomograms import Subtomograms, hash_arrays
 from jimjax.io.errors import InputError
 from jimjax.io.files import replace_file
@@ -95,12 +95,13 @@ def check_folder(origin: Origin, folder: Path, resume: bool) -> None:
         raise InputError(f"{folder}: already holds a run; choose another --out, or --resume it")
     if resume and not has_run:
         raise InputError(f"{folder}: no run to resume")
-    if resume and read_config(folder / CONFIG, type(config)) != config:
-        raise InputError(
-            f"{folder}: its configuration differs from the one given; resume with "
-            f"{folder / CONFIG}, or start anew in another folder"
-        )
     if resume:
+        changed = config_differences(read_config(folder / CONFIG, type(config)), config)
+        if changed:
+            raise InputError(
+                f"{folder}: its configuration differs from the one given ({'; '.join(changed)}); "
+                f"resume with {folder / CONFIG}, or start anew in another folder"
+            )
         record = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
         if record["particles_sha256"] != _hash_particles(origin.particles):
             raise InputError(

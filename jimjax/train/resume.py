@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from jimjax.io.files import hold_folder
 from jimjax.models.functional import Network
 from jimjax.train import loop
 from jimjax.train.checkpoint import open_checkpoints
@@ -38,12 +39,13 @@ def train_in_folder(
         The final state and memory.
 
     Raises:
-        InputError: if the checkpoint is of another network or memory.
+        InputError: if the checkpoint is of another network or memory, or another process trains
+            in the folder.
         loop.TrainingError: if the loss stays non-finite.
         Interrupted: after SIGTERM or SIGINT, once the state is saved.
     """
     log = loop.Log(folder / METRICS)
-    with open_checkpoints(folder / CHECKPOINTS) as checkpoints:
+    with hold_folder(folder), open_checkpoints(folder / CHECKPOINTS) as checkpoints:
         if resume and checkpoints.latest_step is not None:
             saved = checkpoints.restore({"state": state, "memory": memory})
             state, memory = saved["state"], saved["memory"]

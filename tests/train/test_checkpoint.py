@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jimjax.io.errors import InputError
-from jimjax.train.checkpoint import NUM_KEPT, open_checkpoints
+from jimjax.io.errors import InputError, InputWarning
+from jimjax.train.checkpoint import CHECKSUMS, NUM_KEPT, open_checkpoints
 
 
 def _tree(value):
@@ -53,6 +53,52 @@ def test_empty_folder_has_no_step_and_says_to_train(tmp_path):
         assert checkpoints.latest_step is None
         with pytest.raises(InputError, match="no checkpoint yet; train it first"):
             checkpoints.restore(_tree(0.0))
+
+
+def _spoil(path, how):
+    content = path.read_bytes()
+    if how == "gone":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:  # one bit, which a reader of numbers does not notice
+        middle = len(content) // 2
+        flipped = bytes([content[middle] ^ 1])
+        path.write_bytes(content[:middle] + flipped + content[middle + 1 :])
+
+
+@pytest.mark.parametrize("how", ["gone", "cut", "bit"])
+def test_damaged_newest_checkpoint_is_left_for_the_one_before_it(how, tmp_path):
+    with open_checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, _tree(float(step)))
+    numbers = max((tmp_path / "2").glob("*/*/d/*"), key=lambda path: path.stat().st_size)
+    _spoil(numbers, how)
+    with open_checkpoints(tmp_path) as checkpoints:
+        with pytest.warns(InputWarning, match=r"checkpoint 2 is damaged, .*; going on from 1"):
+            _assert_equal(checkpoints.restore(_tree(0.0)), _tree(1.0))
+        assert (tmp_path / "2").exists()
+        checkpoints.save(2, _tree(2.0))  # a run that goes on comes by it again
+        _assert_equal(checkpoints.restore(_tree(0.0)), _tree(2.0))
+
+
+def test_checkpoint_whose_checksums_were_not_written_any_more_is_restored(tmp_path):
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, _tree(1.0))
+    (tmp_path / "1" / CHECKSUMS).unlink()
+    with open_checkpoints(tmp_path) as checkpoints:
+        _assert_equal(checkpoints.restore(_tree(0.0)), _tree(1.0))
+
+
+def test_only_checkpoint_damaged_is_an_error(tmp_path):
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, _tree(1.0))
+    _spoil(tmp_path / "1" / CHECKSUMS, "cut")
+    with (
+        open_checkpoints(tmp_path) as checkpoints,
+        pytest.raises(InputError, match=r"checkpoint 1 is damaged, first in checksums\.json"),
+    ):
+        checkpoints.restore(_tree(0.0))
 
 
 def _with_other_memory():

@@ -47,7 +47,7 @@ def test_what_a_run_was_begun_with_may_be_resumed(origin, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"config": SupervisedConfig(seed=1)}, "its configuration differs"),
+        ({"config": SupervisedConfig(seed=1)}, r"configuration differs .* \(seed is 0, not 1\)"),
         ({"teacher": Known.of(np.arange(NUM))}, "with another teacher, or with none"),
         ({"teacher": None}, "with another teacher, or with none"),
         ({"weights": make_weights(1)}, "with other weights, or with random ones"),
