@@ -16,6 +16,7 @@ from jimjax.mesh import replicate, split_batch
 from jimjax.models.functional import Network
 from jimjax.progress import Interrupted, Progress, stop_request
 from jimjax.train.checkpoint import Checkpoints
+from jimjax.train.meter import Meter
 from jimjax.train.state import Optimizer, TrainState
 from jimjax.train.step import LossFunction, make_step
 
@@ -91,7 +92,7 @@ def train(
         optimizer: for all stages.
         mesh: devices.
         checkpoints: where to save at the end of each epoch, and when asked to stop.
-        log: where metrics go, a line per epoch.
+        log: where metrics go, a line per epoch; among them those of ``Meter.end_epoch``.
         progress: told of every step.
 
     Returns:
@@ -101,85 +102,153 @@ def train(
         TrainingError: if the loss stays non-finite.
         Interrupted: after SIGTERM or SIGINT, once the state is saved.
     """
-    log = log or Log(None)
     total = sum(stage.num_epochs * stage.steps_per_epoch for stage in stages)
     state = replicate(state, mesh)
-    done = int(state.step)
-    started = time.monotonic()
-    first = 0  # step at which the epoch begins
-    num_bad = 0  # non-finite steps in a row, also across epochs
     with stop_request() as is_asked_to_stop, jax.set_mesh(mesh):
+        outer = _Outer(total, key, mesh, checkpoints, log or Log(None), progress, is_asked_to_stop)
+        run = _Run(outer, state, memory)
+        first = 0  # step at which the epoch begins
         for stage in stages:
-            step = make_step(network, stage.loss, optimizer)
+            step = _Step(make_step(network, stage.loss, optimizer))
             for epoch in range(stage.num_epochs):
-                last = first + stage.steps_per_epoch
-                if done >= last:
-                    first = last
-                    continue
-                noted: dict[str, float] = {}
-                if stage.before_epoch is not None and done == first:
-                    state, memory, noted = stage.before_epoch(state, epoch, memory)
-                    state = replicate(state, mesh)
-                    if stage.is_over is not None and stage.is_over(memory):
-                        done = first + (stage.num_epochs - epoch) * stage.steps_per_epoch
-                        state = state._replace(step=jnp.full_like(state.step, done))
-                        log.write(stage=stage.name, epoch=epoch, step=done, **noted)
-                        _save(checkpoints, done, state, memory)
-                        first = last
-                        continue
-                collected: list[dict[str, jax.Array]] = []
-                for index, batch in enumerate(stage.batches(epoch, memory)):
-                    if first + index < done:
-                        continue
-                    state, metrics = step(state, split_batch(batch, mesh), key)
-                    collected.append(metrics)
-                    done += 1
-                    if progress is not None:
-                        shown = {"loss": float(metrics["loss"])}
-                        progress.update(stage.name, done, total, shown)
-                    num_bad = 0 if bool(metrics["is_finite"]) else num_bad + 1
-                    _check_finite(num_bad, stage.name, done)
-                    # An epoch that is complete is logged before the run stops.
-                    if done < last and is_asked_to_stop():
-                        _stop(checkpoints, done, total, state, memory)
-                if done != last:
-                    raise TrainingError(
-                        f"stage '{stage.name}' gave {done - first} batches in epoch {epoch}, "
-                        f"{stage.steps_per_epoch} were promised"
-                    )
-                log.write(
-                    stage=stage.name,
-                    epoch=epoch,
-                    step=done,
-                    seconds=round(time.monotonic() - started, 3),
-                    **_means(collected),
-                    **noted,
-                )
-                if is_asked_to_stop():
-                    _stop(checkpoints, done, total, state, memory)
-                _save(checkpoints, done, state, memory)
-                first = last
-    return state, memory
+                run.epoch(stage, epoch, first, step)
+                first += stage.steps_per_epoch
+    return run.state, run.memory
 
 
-def _save(checkpoints: Checkpoints | None, step: int, state: TrainState, memory: Any) -> None:
-    if checkpoints is not None:
-        checkpoints.save(step, {"state": state, "memory": memory})
+class _Outer(NamedTuple):
+    """What a run has to do with, and does not change."""
+
+    total: int
+    key: jax.Array
+    mesh: Mesh
+    checkpoints: Checkpoints | None
+    log: Log
+    progress: Progress | None
+    is_asked_to_stop: Callable[[], bool]
 
 
-def _stop(
-    checkpoints: Checkpoints | None, step: int, total: int, state: TrainState, memory: Any
-) -> NoReturn:
-    _save(checkpoints, step, state, memory)
-    raise Interrupted(f"stopped at step {step} of {total}")
+class _Step:
+    """A step that is compiled when it is first asked for."""
+
+    def __init__(self, step: Any):
+        self._step, self._compiled = step, None
+
+    def __call__(
+        self, meter: Meter, state: TrainState, batch: Any, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        if self._compiled is None:
+            with meter.compiling():
+                self._compiled = self._step.lower(state, batch, key).compile()
+            meter.know(self._compiled)
+        return self._compiled(state, batch, key)
 
 
-def _check_finite(num_bad: int, stage: str, step: int) -> None:
-    if num_bad >= MAX_BAD_STEPS:
-        raise TrainingError(
-            f"loss or gradient not finite in stage '{stage}' for {MAX_BAD_STEPS} steps up to "
-            f"step {step}; lower the learning rate, or look for extreme voxels in the particles"
+class _Run:
+    """A run under way.
+
+    The host is one step ahead: it makes the next batch while devices are at work, and looks at
+    what a step gave when the next one has begun.
+    """
+
+    def __init__(self, outer: _Outer, state: TrainState, memory: Any):
+        self._outer, self.state, self.memory = outer, state, memory
+        self._done = int(state.step)
+        self._num_bad = 0  # non-finite steps in a row, also across epochs
+        self._began = time.monotonic()
+        self._meter = Meter()
+
+    def epoch(self, stage: Stage, epoch: int, first: int, step: _Step) -> None:
+        """Runs what is left of an epoch, whose first step is ``first``."""
+        last = first + stage.steps_per_epoch
+        if self._done >= last:
+            return
+        noted: dict[str, float] = {}
+        if stage.before_epoch is not None and self._done == first:
+            self.state, self.memory, noted = stage.before_epoch(self.state, epoch, self.memory)
+            self.state = replicate(self.state, self._outer.mesh)
+            if stage.is_over is not None and stage.is_over(self.memory):
+                self._finish_early(stage, epoch, first, noted)
+                return
+        collected = self._steps(stage, epoch, first, step)
+        if self._done != last:
+            raise TrainingError(
+                f"stage '{stage.name}' gave {self._done - first} batches in epoch {epoch}, "
+                f"{stage.steps_per_epoch} were promised"
+            )
+        self._outer.log.write(
+            stage=stage.name,
+            epoch=epoch,
+            step=self._done,
+            seconds=round(time.monotonic() - self._began, 3),
+            **_means(collected),
+            **self._meter.end_epoch(),
+            **noted,
         )
+        if self._outer.is_asked_to_stop():
+            self._stop()
+        self._save()
+
+    def _steps(
+        self, stage: Stage, epoch: int, first: int, step: _Step
+    ) -> list[dict[str, jax.Array]]:
+        """The steps of an epoch that are not done yet, and what they gave."""
+        outer, collected = self._outer, []
+        self._meter.begin_epoch()
+        batches = iter(stage.batches(epoch, self.memory))
+        for _ in range(first, self._done):
+            next(batches, None)
+        while True:
+            began = time.monotonic()
+            batch = next(batches, None)
+            if batch is None:
+                break
+            batch = split_batch(batch, outer.mesh)
+            was_idle = not collected or collected[-1]["loss"].is_ready()
+            self._meter.fed(time.monotonic() - began, was_idle=was_idle)
+            self.state, metrics = step(self._meter, self.state, batch, outer.key)
+            self._meter.stepped(len(jax.tree.leaves(batch)[0]))
+            if collected:
+                self._check(collected[-1], stage, self._done)
+            self._done += 1
+            if outer.progress is not None:
+                # Of the step before, so that this one is not waited for.
+                known = collected[-1:] or [metrics]
+                shown = {"loss": float(known[0]["loss"])}
+                outer.progress.update(stage.name, self._done, outer.total, shown)
+            collected.append(metrics)
+            # An epoch that is complete is logged before the run stops.
+            if self._done < first + stage.steps_per_epoch and outer.is_asked_to_stop():
+                self._stop()
+        if collected:
+            self._check(collected[-1], stage, self._done)
+        return collected
+
+    def _finish_early(self, stage: Stage, epoch: int, first: int, noted: dict[str, float]) -> None:
+        self._done = first + (stage.num_epochs - epoch) * stage.steps_per_epoch
+        step = jnp.full_like(self.state.step, self._done)
+        self.state = self.state._replace(step=step)
+        self._outer.log.write(stage=stage.name, epoch=epoch, step=self._done, **noted)
+        self._save()
+
+    def _check(self, metrics: dict[str, jax.Array], stage: Stage, step: int) -> None:
+        """Waits for a step, and stops where too many in a row gave no number."""
+        self._num_bad = 0 if bool(metrics["is_finite"]) else self._num_bad + 1
+        if self._num_bad >= MAX_BAD_STEPS:
+            raise TrainingError(
+                f"loss or gradient not finite in stage '{stage.name}' for {MAX_BAD_STEPS} steps up "
+                f"to step {step}; lower the learning rate, or look for extreme voxels in the "
+                "particles"
+            )
+
+    def _save(self) -> None:
+        if self._outer.checkpoints is not None:
+            saved = {"state": self.state, "memory": self.memory}
+            self._outer.checkpoints.save(self._done, saved)
+
+    def _stop(self) -> NoReturn:
+        self._save()
+        raise Interrupted(f"stopped at step {self._done} of {self._outer.total}")
 
 
 def _means(collected: list[dict[str, jax.Array]]) -> dict[str, float]:

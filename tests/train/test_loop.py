@@ -164,6 +164,16 @@ def test_log_has_one_line_per_epoch(setting, tmp_path):
     assert all({"loss", "square", "gradient_norm", "learning_rate"} <= set(line) for line in lines)
 
 
+def test_log_tells_how_fast_an_epoch_was(setting, tmp_path):
+    setting.train(*setting.begin(), log=Log(tmp_path / "log"))
+    lines = _lines(tmp_path / "log")
+    timed = {"step_seconds", "particles_per_second", "input_wait_share", "goodput"}
+    assert all(timed <= set(line) for line in lines)
+    assert [line["compile_seconds"] > 0 for line in lines] == [True, True, False]
+    for line in lines:
+        assert line["particles_per_second"] == pytest.approx(BATCH / line["step_seconds"])
+
+
 @pytest.mark.parametrize("step", [3, 4])
 def test_log_of_an_interrupted_run_misses_no_epoch(step, setting, tmp_path):
     log = Log(tmp_path / "log")
