@@ -248,6 +248,16 @@ def test_unknown_key_names_the_nearest_and_makes_no_run(truth, jimjax):
     assert not (truth.parents[1] / "run").exists()
 
 
+@pytest.mark.parametrize("value", ["10", "0:5", "10:0", "a:b", "-1:5"])
+def test_profile_that_is_no_range_of_steps_is_a_mistake(value, truth, jimjax):
+    config = truth.parent / "run.toml"
+    config.write_text("")
+    arguments = ("--data", truth, "--out", "run", f"--profile={value}")
+    code, _, err = jimjax("train", config, *arguments)
+    assert (code, len(err)) == (2, 1)
+    assert f"--profile {value}: give FIRST:COUNT, such as 10:5" in err[0]
+
+
 def test_one_tilt_limit_alone_asks_for_the_other(truth, jimjax):
     code, _, err = jimjax("average", truth, "--tilt-min", "-60", "--out", "out")
     assert (code, len(err)) == (2, 1)

@@ -12,6 +12,7 @@ from jimjax.commands.stop import Stop
 
 if TYPE_CHECKING:
     from jimjax.config import RunConfig
+    from jimjax.train.profile import Profile
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 75  # 75: EX_TEMPFAIL of sysexits.h, "try again"
 
@@ -34,6 +35,8 @@ class Train:
             weighted by jimClassProbability and jimAngleDeviation; nothing is clustered, and the
             references of a Jim-Net are the averages in those poses.
         resume: go on with the run in OUT where it was interrupted.
+        profile: trace steps into OUT/profile, for XProf, TensorBoard or Perfetto: FIRST:COUNT,
+            such as 10:5.
         seed: overrides the configuration's seed.
         num_classes: overrides network.num_classes of the configuration.
         tilt_min: lowest tilt of all particles, degrees; from the STAR file if not given.
@@ -47,6 +50,7 @@ class Train:
     weights: str | None = None
     teacher: bool = False
     resume: bool = False
+    profile: str | None = None
     seed: int | None = None
     num_classes: int | None = None
     tilt_min: float | None = None
@@ -59,7 +63,7 @@ class Train:
         from jimjax.commands.progress import open_progress
         from jimjax.data.subtomograms import load
 
-        config = self._config()
+        config, profile = self._config(), self._profile()
         files.check_output_folder(self.out)
         tilt_range = files.tilt_range(self.tilt_min, self.tilt_max)
         particles = load(
@@ -91,6 +95,7 @@ class Train:
                 teacher=teacher,
                 resume=self.resume,
                 progress=progress,
+                profile=profile,
                 command=files.command_line(),
             )
         print(f"trained on {len(particles)} particles: {self.out}")
@@ -103,6 +108,17 @@ class Train:
                 f"--num-classes {self.num_classes} does not fit {self.data}, whose teacher knows "
                 f"{num_taught}; leave it out"
             )
+
+    def _profile(self) -> "Profile | None":
+        from jimjax.io.errors import InputError
+        from jimjax.train.profile import Profile
+
+        if self.profile is None:
+            return None
+        first, _, count = self.profile.partition(":")
+        if not (first.isdecimal() and count.isdecimal() and int(first) and int(count)):
+            raise InputError(f"--profile {self.profile}: give FIRST:COUNT, such as 10:5")
+        return Profile(self.out / "profile", int(first), int(count))
 
     def _config(self) -> "RunConfig":
         from jimjax.config import read_config

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -17,6 +18,7 @@ from jimjax.models.functional import Network
 from jimjax.progress import Interrupted, Progress, stop_request
 from jimjax.train.checkpoint import Checkpoints
 from jimjax.train.meter import Meter
+from jimjax.train.profile import Profile
 from jimjax.train.state import Optimizer, TrainState
 from jimjax.train.step import LossFunction, make_step
 
@@ -79,6 +81,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     log: Log | None = None,
     progress: Progress | None = None,
+    profile: Profile | None = None,
 ) -> tuple[TrainState, Any]:
     """Trains a network through its stages, going on from where ``state.step`` says.
 
@@ -94,6 +97,7 @@ def train(
         checkpoints: where to save at the end of each epoch, and when asked to stop.
         log: where metrics go, a line per epoch; among them those of ``Meter.end_epoch``.
         progress: told of every step.
+        profile: traces some of them.
 
     Returns:
         The final state and memory.
@@ -104,8 +108,10 @@ def train(
     """
     total = sum(stage.num_epochs * stage.steps_per_epoch for stage in stages)
     state = replicate(state, mesh)
-    with stop_request() as is_asked_to_stop, jax.set_mesh(mesh):
-        outer = _Outer(total, key, mesh, checkpoints, log or Log(None), progress, is_asked_to_stop)
+    with stop_request() as is_asked_to_stop, jax.set_mesh(mesh), profile or nullcontext():
+        outer = _Outer(
+            total, key, mesh, checkpoints, log or Log(None), progress, profile, is_asked_to_stop
+        )
         run = _Run(outer, state, memory)
         first = 0  # step at which the epoch begins
         for stage in stages:
@@ -125,6 +131,7 @@ class _Outer(NamedTuple):
     checkpoints: Checkpoints | None
     log: Log
     progress: Progress | None
+    profile: Profile | None
     is_asked_to_stop: Callable[[], bool]
 
 
@@ -206,11 +213,15 @@ class _Run:
             batch = split_batch(batch, outer.mesh)
             was_idle = not collected or collected[-1]["loss"].is_ready()
             self._meter.fed(time.monotonic() - began, was_idle=was_idle)
+            if outer.profile is not None:
+                outer.profile.before(self._done + 1)
             self.state, metrics = step(self._meter, self.state, batch, outer.key)
             self._meter.stepped(len(jax.tree.leaves(batch)[0]))
             if collected:
                 self._check(collected[-1], stage, self._done)
             self._done += 1
+            if outer.profile is not None:
+                outer.profile.after(self._done, metrics)
             if outer.progress is not None:
                 # Of the step before, so that this one is not waited for.
                 known = collected[-1:] or [metrics]

@@ -22,6 +22,7 @@ from jimjax.segment.pseudo_labels import central_components
 from jimjax.train import em, gumnet, jimnet, umtl
 from jimjax.train import teacher as teaching
 from jimjax.train.checkpoint import open_checkpoints
+from jimjax.train.profile import Profile
 from jimjax.train.recipes import recipe_of
 from jimjax.train.records import CONFIG, PROVENANCE, Origin, begin_folder, check_folder
 from jimjax.train.resume import CHECKPOINTS, train_in_folder
@@ -87,6 +88,7 @@ def train_run(
     teacher: Teacher | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    profile: Profile | None = None,
     command: str = "",
 ) -> Run:
     """Trains a network and keeps it in a folder.
@@ -101,6 +103,7 @@ def train_run(
         resume: go on where the folder's newest checkpoint is; the outcome is that of an
             uninterrupted run.
         progress: told of every step.
+        profile: traces some of them.
         command: as typed, for the record.
 
     Returns:
@@ -152,6 +155,7 @@ def train_run(
         optimizer=optimizer,
         mesh=mesh,
         progress=progress,
+        profile=profile,
     )
     trained = network_of(network, state)
     if not _has_references(config):

@@ -16,6 +16,7 @@ from jimjax.mesh import data_mesh
 from jimjax.models import functional
 from jimjax.train.checkpoint import open_checkpoints
 from jimjax.train.loop import MAX_BAD_STEPS, Interrupted, Log, Stage, TrainingError, train
+from jimjax.train.profile import Profile
 from jimjax.train.state import Optimizer, TrainState, adam, initial_state
 from jimjax.train.step import LossResult, make_step
 
@@ -185,6 +186,18 @@ def test_progress_is_told_of_every_step(setting):
     progress = StopAt(None)
     setting.train(*setting.begin(), progress=progress)
     assert progress.seen == list(range(1, 10))
+
+
+@pytest.mark.parametrize("num_traced", [2, 100])  # within the run, and beyond its end
+def test_steps_are_traced_where_asked(num_traced, setting, tmp_path):
+    profile = Profile(tmp_path, 5, num_traced)
+    setting.train(*setting.begin(), profile=profile)
+    assert len(list(tmp_path.rglob("*.xplane.pb"))) == 1
+
+
+def test_nothing_is_traced_of_steps_that_do_not_come(setting, tmp_path):
+    setting.train(*setting.begin(), profile=Profile(tmp_path, 10, 1))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_signal_handlers_are_put_back(setting):
