@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -30,12 +31,19 @@ def data_mesh(num_devices: int | None = None) -> Mesh:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts a copy of every array on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """Puts a copy of every array on every device; processes must have equal ones."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda leaf: _put(leaf, sharding), tree)
 
 
 def split_batch(tree: Any, mesh: Mesh) -> Any:
     """Splits the first axis of every array over the devices.
+
+    Args:
+        tree: of arrays; each process has the whole batch, and puts its share of it.
+        mesh: devices.
 
     Raises:
         ValueError: if a first axis does not divide by the number of devices.
@@ -46,7 +54,20 @@ def split_batch(tree: Any, mesh: Mesh) -> Any:
                 f"a batch of {leaf.shape[0]} cannot be split over {mesh.size} devices; choose a "
                 f"batch_size that is a multiple of {mesh.size}"
             )
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS)))
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__), tree
+    )
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> Any:
+    """Keys, too, which JAX does not put on other processes' devices."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = jax.device_put(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    return jax.device_put(leaf, sharding)
 
 
 def map_batch(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:

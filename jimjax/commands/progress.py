@@ -57,9 +57,21 @@ class ProgressBar:
         )
 
 
+class Silence:
+    """Shows nothing: another process does."""
+
+    def update(self, stage: str, step: int, num_steps: int, metrics: dict[str, float]) -> None:
+        """Does nothing."""
+
+
 @contextmanager
-def open_progress() -> Iterator[ProgressBar | ProgressLines]:
+def open_progress() -> Iterator[ProgressBar | ProgressLines | Silence]:
     """Gives what shows progress on this stderr."""
+    from jimjax import distributed
+
+    if not distributed.is_first():
+        yield Silence()
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         yield ProgressLines()

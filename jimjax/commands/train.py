@@ -37,6 +37,12 @@ class Train:
         resume: go on with the run in OUT where it was interrupted.
         profile: trace steps into OUT/profile, for XProf, TensorBoard or Perfetto: FIRST:COUNT,
             such as 10:5.
+        distributed: run as one of several processes, all started with the same command, that share
+            each step and OUT; found in the environment of SLURM, Open MPI, TPU or GKE, if they are
+            not given:
+        coordinator: HOST:PORT of the first process.
+        num_processes: how many there are.
+        process_id: which this is, from 0.
         seed: overrides the configuration's seed.
         num_classes: overrides network.num_classes of the configuration.
         tilt_min: lowest tilt of all particles, degrees; from the STAR file if not given.
@@ -51,6 +57,10 @@ class Train:
     teacher: bool = False
     resume: bool = False
     profile: str | None = None
+    distributed: bool = False
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
     seed: int | None = None
     num_classes: int | None = None
     tilt_min: float | None = None
@@ -63,6 +73,7 @@ class Train:
         from jimjax.commands.progress import open_progress
         from jimjax.data.subtomograms import load
 
+        self._join()
         config, profile = self._config(), self._profile()
         files.check_output_folder(self.out)
         tilt_range = files.tilt_range(self.tilt_min, self.tilt_max)
@@ -73,6 +84,7 @@ class Train:
             with_poses=self.teacher,
         )
 
+        from jimjax import distributed
         from jimjax.commands.align_network import open_weights
         from jimjax.train.run import train_run
         from jimjax.train.teacher import read_teacher
@@ -98,7 +110,19 @@ class Train:
                 profile=profile,
                 command=files.command_line(),
             )
-        print(f"trained on {len(particles)} particles: {self.out}")
+        if distributed.is_first():
+            print(f"trained on {len(particles)} particles: {self.out}")
+
+    def _join(self) -> None:
+        from jimjax.io.errors import InputError
+
+        where = self.coordinator, self.num_processes, self.process_id
+        if self.distributed:
+            from jimjax import distributed
+
+            distributed.join(*where)
+        elif where != (None, None, None):
+            raise InputError("--coordinator, --num-processes and --process-id need --distributed")
 
     def _check_classes(self, num_taught: int) -> None:
         from jimjax.io.errors import InputError

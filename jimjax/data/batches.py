@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jimjax import distributed
+
 
 def num_batches(num: int, batch_size: int) -> int:
     """Batches that cover ``num`` examples once."""
@@ -64,7 +66,7 @@ def padded_chunks(num: int, chunk: int) -> Iterator[np.ndarray]:
 
 
 def map_chunks(function: Callable[[np.ndarray], Any], num: int, chunk: int) -> Any:
-    """Asks a function about ``num`` examples, some at a time.
+    """Asks a function about ``num`` examples, some at a time, and some in each process.
 
     Args:
         function: of ``(chunk,)`` indices; gives a pytree of arrays with as many rows.
@@ -74,8 +76,18 @@ def map_chunks(function: Callable[[np.ndarray], Any], num: int, chunk: int) -> A
     Returns:
         The same pytree of numpy arrays with ``num`` rows.
     """
-    chunks = [jax.tree.map(np.asarray, function(rows)) for rows in padded_chunks(num, chunk)]
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:num], *chunks)
+    count, rank = jax.process_count(), jax.process_index()
+    chunks = list(padded_chunks(num, chunk))
+    # Processes take turns; the last turn is filled up, so that all have equally many.
+    own = np.resize(np.arange(len(chunks)), -(-len(chunks) // count) * count)[rank::count]
+    found = [jax.tree.map(np.asarray, function(chunks[place])) for place in own]
+    mine = jax.tree.map(lambda *parts: np.stack(parts), *found)
+    return jax.tree.map(lambda parts: _in_order(parts, num), distributed.gather(mine))
+
+
+def _in_order(parts: np.ndarray, num: int) -> np.ndarray:
+    """From ``(process, turn, row, ...)`` to rows."""
+    return np.moveaxis(parts, 0, 1).reshape(-1, *parts.shape[3:])[:num]
 
 
 def _generator(seed: int, epoch: int, purpose: str) -> np.random.Generator:

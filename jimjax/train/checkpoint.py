@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from jimjax import distributed
 from jimjax.io.errors import InputError, InputWarning
 from jimjax.io.files import replace_file
 
@@ -47,7 +48,8 @@ class Checkpoints:
         if not is_saved:
             self._checkpointer.save(step, tree, force=True, overwrite=step in self._damaged)
             self._damaged.discard(step)
-            _write_checksums(self._folder / str(step))
+            if distributed.is_first():
+                _write_checksums(self._folder / str(step))
 
     def restore(self, like: Any) -> Any:
         """Restores the newest checkpoint that is whole, onto the shapes and devices of ``like``.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jimjax import distributed
 from jimjax.mesh import replicate, split_batch
 from jimjax.models.functional import Network
 from jimjax.progress import Interrupted, Progress, stop_request
@@ -57,14 +58,14 @@ class Stage(NamedTuple):
 
 
 class Log:
-    """Appends one JSON object per line to a file; None keeps nothing."""
+    """Appends one JSON object per line to a file, of the first process; None keeps nothing."""
 
     def __init__(self, path: str | Path | None):
         self._path = path
 
     def write(self, **values: Any) -> None:
         """Writes a line."""
-        if self._path is not None:
+        if self._path is not None and distributed.is_first():
             with open(self._path, "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(values) + "\n")
 
@@ -108,9 +109,16 @@ def train(
     """
     total = sum(stage.num_epochs * stage.steps_per_epoch for stage in stages)
     state = replicate(state, mesh)
-    with stop_request() as is_asked_to_stop, jax.set_mesh(mesh), profile or nullcontext():
+    with stop_request() as is_asked_to_stop, profile or nullcontext():
         outer = _Outer(
-            total, key, mesh, checkpoints, log or Log(None), progress, profile, is_asked_to_stop
+            total,
+            replicate(key, mesh),
+            mesh,
+            checkpoints,
+            log or Log(None),
+            progress,
+            profile,
+            distributed.Vote(is_asked_to_stop),
         )
         run = _Run(outer, state, memory)
         first = 0  # step at which the epoch begins
@@ -172,12 +180,16 @@ class _Run:
             return
         noted: dict[str, float] = {}
         if stage.before_epoch is not None and self._done == first:
-            self.state, self.memory, noted = stage.before_epoch(self.state, epoch, self.memory)
-            self.state = replicate(self.state, self._outer.mesh)
+            own = distributed.local(self.state)
+            changed, memory, noted = stage.before_epoch(own, epoch, self.memory)
+            self.memory = distributed.from_first(memory)
+            if changed is not own:
+                self.state = replicate(changed, self._outer.mesh)
             if stage.is_over is not None and stage.is_over(self.memory):
                 self._finish_early(stage, epoch, first, noted)
                 return
-        collected = self._steps(stage, epoch, first, step)
+        with jax.set_mesh(self._outer.mesh):
+            collected = self._steps(stage, epoch, first, step)
         if self._done != last:
             raise TrainingError(
                 f"stage '{stage.name}' gave {self._done - first} batches in epoch {epoch}, "

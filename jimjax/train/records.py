@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 import jimjax
+from jimjax import distributed
 from jimjax.config import config_differences, read_config, write_config
 from jimjax.data.subtomograms import Subtomograms, hash_arrays
 from jimjax.io.errors import InputError
@@ -89,6 +90,8 @@ def check_folder(origin: Origin, folder: Path, resume: bool) -> None:
     Raises:
         InputError: see above.
     """
+    if jax.process_count() > 1:
+        distributed.check_alike("data, settings or versions", json.dumps(_identity(origin)))
     config = origin.config
     has_run = (folder / CONFIG).exists()
     if has_run and not resume:
@@ -118,10 +121,13 @@ def check_folder(origin: Origin, folder: Path, resume: bool) -> None:
                 f"{folder}: was begun with other weights, or with random ones; resume with the "
                 "same ones, or start anew in another folder"
             )
+    distributed.wait("folder checked")  # before the first process begins it
 
 
 def begin_folder(origin: Origin, folder: Path, command: str) -> None:
-    """Makes a folder a run: writes how it is made."""
+    """Makes a folder a run: writes how it is made. Of several processes the first one does."""
+    if not distributed.is_first():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     _write_text(folder / PROVENANCE, _provenance(origin, command))
     _write_text(folder / CONFIG, write_config(origin.config))  # last: it makes the folder a run
@@ -136,14 +142,22 @@ def forget_after(path: Path, step: int) -> None:
 
 
 def _provenance(origin: Origin, command: str) -> str:
-    config, particles = origin.config, origin.particles
     record = {
         "command": command,
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "jimjax": jimjax.__version__,
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in VERSIONED},
         "devices": [device.device_kind for device in jax.devices()],
+        **_identity(origin),
+    }
+    return json.dumps(record, indent=2) + "\n"
+
+
+def _identity(origin: Origin) -> dict[str, Any]:
+    """What all processes of a run have to have in common."""
+    config, particles = origin.config, origin.particles
+    return {
+        "jimjax": jimjax.__version__,
+        "versions": {name: metadata.version(name) for name in VERSIONED},
         "seed": config.seed,
         "config_sha256": hashlib.sha256(write_config(config).encode()).hexdigest(),
         "particles_sha256": _hash_particles(particles),
@@ -153,7 +167,6 @@ def _provenance(origin: Origin, command: str) -> str:
         "box": int(particles.volumes.shape[-1]),
         "voxel_size": float(particles.voxel_size),
     }
-    return json.dumps(record, indent=2) + "\n"
 
 
 def _hash_particles(particles: Subtomograms) -> str:

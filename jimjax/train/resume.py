@@ -1,8 +1,10 @@
 """Training with checkpoints and a log in a folder, and going on with what it holds."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
+from jimjax import distributed
 from jimjax.io.files import hold_folder
 from jimjax.models.functional import Network
 from jimjax.train import loop
@@ -45,11 +47,13 @@ def train_in_folder(
         Interrupted: after SIGTERM or SIGINT, once the state is saved.
     """
     log = loop.Log(folder / METRICS)
-    with hold_folder(folder), open_checkpoints(folder / CHECKPOINTS) as checkpoints:
+    held = hold_folder(folder) if distributed.is_first() else contextlib.nullcontext()
+    with held, open_checkpoints(folder / CHECKPOINTS) as checkpoints:
         if resume and checkpoints.latest_step is not None:
             saved = checkpoints.restore({"state": state, "memory": memory})
             state, memory = saved["state"], saved["memory"]
-            forget_after(folder / METRICS, int(state.step))
+            if distributed.is_first():
+                forget_after(folder / METRICS, int(state.step))
         return loop.train(
             network, state, memory, stages, checkpoints=checkpoints, log=log, **options
         )

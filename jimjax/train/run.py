@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from jimjax import distributed
 from jimjax.align import inference
 from jimjax.config import RunConfig, read_config
 from jimjax.data.batches import map_chunks
@@ -157,13 +158,14 @@ def train_run(
         progress=progress,
         profile=profile,
     )
-    trained = network_of(network, state)
+    trained = distributed.local(network_of(network, state))
     if not _has_references(config):
         return _finish_without_references(config, trained, particles, folder)
     references = memory.references
     if teacher is None:
         references = em.final_references(trained, prepared, memory, settled)
-    mrc.write_stack(folder / REFERENCES, references, voxel_size=particles.voxel_size)
+    if distributed.is_first():
+        mrc.write_stack(folder / REFERENCES, references, voxel_size=particles.voxel_size)
     return Run(folder, config, trained, references, particles.voxel_size)
 
 
@@ -348,7 +350,8 @@ def _finish_without_references(
     box = particles.volumes.shape[-1]
     nothing = np.zeros((0, box, box, box), np.float32)
     run = Run(folder, config, network, nothing, particles.voxel_size)
-    save_weights(folder / WEIGHTS, weights_of(run))
+    if distributed.is_first():
+        save_weights(folder / WEIGHTS, weights_of(run))
     return run
 
 

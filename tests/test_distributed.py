@@ -1,0 +1,162 @@
+"""Several processes do what one does; they talk to each other over loopback."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from jimjax import distributed
+from jimjax.data.batches import map_chunks
+from jimjax.io.errors import InputError
+
+# Trains one layer, with work between epochs that looks at all examples; prints what came of it.
+PROGRAM = """
+import json, os, sys
+import jax, jax.numpy as jnp, numpy as np, optax
+from flax import nnx
+from jimjax import distributed
+from jimjax.data.batches import index_batches, map_chunks
+from jimjax.mesh import data_mesh
+from jimjax.models import functional
+from jimjax.train.checkpoint import open_checkpoints
+from jimjax.train.loop import Log, Stage, train
+from jimjax.train.state import adam, initial_state
+from jimjax.train.step import LossResult
+
+folder, port, count, rank = sys.argv[1], *map(int, sys.argv[2:])
+if count > 1:
+    distributed.join(f"127.0.0.1:{port}", count, rank)
+distributed.check_alike("settings", "the same")
+
+class Layer(nnx.Module):
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(3, 2, rngs=rngs)
+
+    def __call__(self, x, *, train):
+        return self.linear(x)
+
+examples = np.random.default_rng(0).normal(size=(22, 3)).astype(np.float32)
+network = functional.create(Layer, jax.random.key(0))
+
+def loss(network, batch, key):
+    found, stats = functional.apply(network, batch, train=True)
+    noise = jax.random.normal(key, found.shape)
+    return jnp.mean((found - noise) ** 2), LossResult(stats, {})
+
+def batches(epoch, memory):
+    for rows in index_batches(len(examples), 8, seed=1, epoch=epoch):
+        yield examples[rows] + memory["mean"]
+
+ask = jax.jit(lambda network, x: functional.apply(network, x, train=False)[0])
+
+def between(state, epoch, memory):
+    own = network._replace(params=state.params, stats=state.stats)
+    found = map_chunks(lambda rows: ask(own, examples[rows]), len(examples), 5)
+    labels = found.argmax(axis=1).astype(np.int32)
+    return state, {"labels": labels, "mean": found.mean(keepdims=True)[0]}, {}
+
+optimizer = adam(optax.constant_schedule(0.1))
+state = initial_state(network, optimizer)
+memory = {"labels": np.zeros(22, np.int32), "mean": np.zeros(1, np.float32)}
+stage = Stage("layer", 3, loss, batches, 3, between)
+with open_checkpoints(folder + "/checkpoints") as checkpoints:
+    state, memory = train(
+        network, state, memory, [stage], key=jax.random.key(2), optimizer=optimizer,
+        mesh=data_mesh(), checkpoints=checkpoints, log=Log(folder + "/log"),
+    )
+    saved = checkpoints.restore({"state": state, "memory": memory})
+leaves = [np.asarray(leaf).ravel().tolist() for leaf in jax.tree.leaves(saved["state"].params)]
+print(json.dumps({
+    "devices": len(jax.devices()), "params": sum(leaves, []),
+    "labels": saved["memory"]["labels"].tolist(), "mean": float(saved["memory"]["mean"][0]),
+}))
+"""
+
+
+def _run(folder, num_processes, devices_each):
+    """What each process says; the folder is shared."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices_each}",
+    }
+    command = [sys.executable, "-c", PROGRAM, str(folder), str(port), str(num_processes)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment}
+    running = [
+        subprocess.Popen([*command, str(rank)], **pipes)
+        for rank in range(num_processes)
+    ]
+    ended = [process.communicate(timeout=300) for process in running]
+    assert all(process.returncode == 0 for process in running), ended[0][1].decode()[-2000:]
+    return [json.loads(out.splitlines()[-1]) for out, _ in ended]
+
+
+def test_two_processes_of_two_devices_train_what_one_device_trains(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    (one,) = _run(tmp_path / "one", 1, 1)
+    both = _run(tmp_path / "two", 2, 2)
+    assert [found["devices"] for found in both] == [4, 4]
+    for found in both:
+        assert found["labels"] == one["labels"]
+        np.testing.assert_allclose(found["params"], one["params"], rtol=1e-5, atol=1e-6)
+        assert found["mean"] == pytest.approx(one["mean"], rel=1e-5)
+    logs = [(tmp_path / name / "log").read_text().splitlines() for name in ("one", "two")]
+    assert [len(lines) for lines in logs] == [3, 3]  # written by one process
+    losses = [[json.loads(line)["loss"] for line in lines] for lines in logs]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_one_process_needs_nobody():
+    tree = {"a": np.arange(3)}
+    assert distributed.is_first()
+    assert distributed.gather(tree)["a"].tolist() == [[0, 1, 2]]
+    assert distributed.from_first(tree) is tree
+    assert distributed.local(tree) is tree
+    distributed.wait("nowhere")
+    distributed.check_alike("nothing", "text")
+
+
+def test_process_that_differs_is_named(monkeypatch):
+    def others(digest):
+        return np.stack([digest, digest, digest ^ 1])
+
+    monkeypatch.setattr(distributed, "gather", others)
+    with pytest.raises(InputError, match="process 2 has settings other than process 0"):
+        distributed.check_alike("settings", "text")
+
+
+@pytest.mark.parametrize("given", [("host:1", None, 0), (None, 2, 0), ("host:1", 2, None)])
+def test_half_an_address_is_an_error(given):
+    with pytest.raises(InputError, match="give coordinator, num_processes and process_id together"):
+        distributed.join(*given)
+
+
+@pytest.mark.parametrize("num", [1, 7, 16, 17])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_processes_that_take_turns_see_every_example_in_order(num, count, monkeypatch):
+    """Each process in turn, with what the others would say."""
+
+    def ask(rows):
+        return {"square": rows**2, "pair": np.stack([rows, -rows], axis=1)}
+
+    said = []
+
+    def listen(mine):
+        said.append(mine)
+        return jax.tree.map(lambda *parts: np.stack(parts), *said)  # of those that spoke so far
+
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    monkeypatch.setattr(distributed, "gather", listen)
+    for rank in range(count):
+        monkeypatch.setattr(jax, "process_index", lambda rank=rank: rank)
+        found = map_chunks(ask, num, 4)  # that of the last process has heard all
+    np.testing.assert_array_equal(found["square"], np.arange(num) ** 2)
+    np.testing.assert_array_equal(found["pair"][:, 1], -np.arange(num))
