@@ -1,4 +1,4 @@
-"""The devices, as one axis over which batches are split."""
+"""The devices: batches are split over all of them, and parameters over some, if wanted."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,26 +8,72 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXIS = "data"
+from jimjax import distributed
+
+AXIS, FSDP_AXIS = "data", "fsdp"
+LEAST_SPLIT = 2**14  # entries of an array below which a copy costs less than collecting its parts
 
 
-def data_mesh(num_devices: int | None = None) -> Mesh:
-    """Lines up devices along the axis ``data``.
+def data_mesh(num_devices: int | None = None, *, fsdp: int = 1) -> Mesh:
+    """Lines up devices along the axis ``data``, or in rows that also share parameters.
 
     Args:
-        num_devices: how many; all if None.
+        num_devices: how many; all if None, those of other processes included.
+        fsdp: devices of a row, along an axis ``fsdp``, each of which keeps a part of every large
+            parameter; with 1 there is no such axis, and each device keeps all of them.
 
     Returns:
-        The mesh.
+        The mesh. Batches are split over all of its devices.
 
     Raises:
-        ValueError: if there are fewer devices.
+        ValueError: if there are fewer devices, or they do not fill rows of ``fsdp``.
     """
     devices = jax.devices()
     count = len(devices) if num_devices is None else num_devices
     if not 1 <= count <= len(devices):
         raise ValueError(f"{count} devices asked for, {len(devices)} present")
-    return Mesh(np.array(devices[:count]), (AXIS,), axis_types=(AxisType.Auto,))
+    if fsdp < 1 or count % fsdp:
+        raise ValueError(f"{count} devices do not fill rows of {fsdp} that share parameters")
+    names = (AXIS,) if fsdp == 1 else (AXIS, FSDP_AXIS)
+    shape = (count,) if fsdp == 1 else (count // fsdp, fsdp)
+    grid = np.array(devices[:count]).reshape(shape)
+    return Mesh(grid, names, axis_types=(AxisType.Auto,) * len(names))
+
+
+def split_state(tree: Any, mesh: Mesh) -> Any:
+    """Places parameters and what goes with them: large arrays in parts, others whole everywhere.
+
+    An array of ``LEAST_SPLIT`` entries or more is cut along the longest of its axes that the
+    devices of a row divide. Without an axis ``fsdp`` this is ``replicate``.
+    """
+    if FSDP_AXIS not in mesh.shape:
+        return replicate(tree, mesh)
+    return jax.tree.map(lambda leaf: _put(leaf, _state_sharding(leaf, mesh)), tree)
+
+
+def whole(tree: Any, mesh: Mesh) -> Any:
+    """A state as arrays of this process, however it is placed.
+
+    In a single process those of a mesh without ``fsdp`` are given back as they are.
+    """
+    if FSDP_AXIS not in mesh.shape:
+        return distributed.local(tree)
+    collected = jax.jit(lambda each: each, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), collected)
+
+
+def _state_sharding(leaf: Any, mesh: Mesh) -> NamedSharding:
+    parts = mesh.shape[FSDP_AXIS]
+    lengths = [length if length % parts == 0 else 0 for length in leaf.shape]
+    if leaf.size < LEAST_SPLIT or not any(lengths):
+        return NamedSharding(mesh, PartitionSpec())
+    longest = int(np.argmax(lengths))
+    return NamedSharding(mesh, PartitionSpec(*[None] * longest, FSDP_AXIS))
+
+
+def batch_spec(mesh: Mesh) -> PartitionSpec:
+    """How a batch lies: its first axis over all devices."""
+    return PartitionSpec(mesh.axis_names)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
@@ -54,7 +100,7 @@ def split_batch(tree: Any, mesh: Mesh) -> Any:
                 f"a batch of {leaf.shape[0]} cannot be split over {mesh.size} devices; choose a "
                 f"batch_size that is a multiple of {mesh.size}"
             )
-    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    sharding = NamedSharding(mesh, batch_spec(mesh))
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
     return jax.tree.map(
@@ -81,11 +127,11 @@ def map_batch(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
         A function of arrays with the batch first, for use inside a jitted one. Nothing in it is
         left to the partitioner, which on CPU refuses some Fourier transforms of split batches.
     """
-    spec = PartitionSpec(AXIS)
+    spec = batch_spec(mesh)
     return jax.shard_map(jax.vmap(function), mesh=mesh, in_specs=spec, out_specs=spec)
 
 
 def constrain_batch(tree: Any, mesh: Mesh) -> Any:
     """Inside a jitted function: asks that arrays made there be split like batches."""
-    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    sharding = NamedSharding(mesh, batch_spec(mesh))
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding), tree)

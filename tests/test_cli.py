@@ -258,6 +258,21 @@ def test_profile_that_is_no_range_of_steps_is_a_mistake(value, truth, jimjax):
     assert f"--profile {value}: give FIRST:COUNT, such as 10:5" in err[0]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--fsdp", 1000], "--fsdp 1000: [0-9]+ devices do not fill rows of 1000"),
+        (["--num-processes", 2], "--num-processes and --process-id need --distributed"),
+    ],
+)
+def test_devices_that_cannot_be_are_a_mistake(options, message, truth, jimjax):
+    config = truth.parent / "run.toml"
+    config.write_text("")
+    code, _, err = jimjax("train", config, "--data", truth, "--out", "run", *options)
+    assert (code, len(err)) == (2, 1)
+    assert re.search(message, err[0])
+
+
 def test_one_tilt_limit_alone_asks_for_the_other(truth, jimjax):
     code, _, err = jimjax("average", truth, "--tilt-min", "-60", "--out", "out")
     assert (code, len(err)) == (2, 1)

@@ -19,7 +19,7 @@ PROGRAM = """
 import json, os, sys
 import jax, jax.numpy as jnp, numpy as np, optax
 from flax import nnx
-from jimjax import distributed
+from jimjax import distributed, mesh
 from jimjax.data.batches import index_batches, map_chunks
 from jimjax.mesh import data_mesh
 from jimjax.models import functional
@@ -28,7 +28,8 @@ from jimjax.train.loop import Log, Stage, train
 from jimjax.train.state import adam, initial_state
 from jimjax.train.step import LossResult
 
-folder, port, count, rank = sys.argv[1], *map(int, sys.argv[2:])
+folder, port, count, fsdp, rank = sys.argv[1], *map(int, sys.argv[2:])
+mesh.LEAST_SPLIT = 4
 if count > 1:
     distributed.join(f"127.0.0.1:{port}", count, rank)
 distributed.check_alike("settings", "the same")
@@ -67,19 +68,23 @@ stage = Stage("layer", 3, loss, batches, 3, between)
 with open_checkpoints(folder + "/checkpoints") as checkpoints:
     state, memory = train(
         network, state, memory, [stage], key=jax.random.key(2), optimizer=optimizer,
-        mesh=data_mesh(), checkpoints=checkpoints, log=Log(folder + "/log"),
+        mesh=data_mesh(fsdp=fsdp), checkpoints=checkpoints, log=Log(folder + "/log"),
     )
     saved = checkpoints.restore({"state": state, "memory": memory})
+parts = {len({str(shard.index) for shard in leaf.addressable_shards})
+         for leaf in jax.tree.leaves(saved["state"].params)}
+saved["state"] = mesh.whole(saved["state"], data_mesh(fsdp=fsdp))
 leaves = [np.asarray(leaf).ravel().tolist() for leaf in jax.tree.leaves(saved["state"].params)]
 print(json.dumps({
-    "devices": len(jax.devices()), "params": sum(leaves, []),
+    "devices": len(jax.devices()), "parts": max(parts), "params": sum(leaves, []),
     "labels": saved["memory"]["labels"].tolist(), "mean": float(saved["memory"]["mean"][0]),
 }))
 """
 
 
-def _run(folder, num_processes, devices_each):
+def _run(folder, num_processes=1, devices_each=1, fsdp=1):
     """What each process says; the folder is shared."""
+    folder.mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -87,31 +92,49 @@ def _run(folder, num_processes, devices_each):
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices_each}",
     }
-    command = [sys.executable, "-c", PROGRAM, str(folder), str(port), str(num_processes)]
+    command = [sys.executable, "-c", PROGRAM, str(folder), str(port), str(num_processes), str(fsdp)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment}
-    running = [
-        subprocess.Popen([*command, str(rank)], **pipes)
-        for rank in range(num_processes)
-    ]
+    running = [subprocess.Popen([*command, str(rank)], **pipes) for rank in range(num_processes)]
     ended = [process.communicate(timeout=300) for process in running]
     assert all(process.returncode == 0 for process in running), ended[0][1].decode()[-2000:]
     return [json.loads(out.splitlines()[-1]) for out, _ in ended]
 
 
-def test_two_processes_of_two_devices_train_what_one_device_trains(tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    (one,) = _run(tmp_path / "one", 1, 1)
-    both = _run(tmp_path / "two", 2, 2)
-    assert [found["devices"] for found in both] == [4, 4]
-    for found in both:
-        assert found["labels"] == one["labels"]
-        np.testing.assert_allclose(found["params"], one["params"], rtol=1e-5, atol=1e-6)
-        assert found["mean"] == pytest.approx(one["mean"], rel=1e-5)
-    logs = [(tmp_path / name / "log").read_text().splitlines() for name in ("one", "two")]
-    assert [len(lines) for lines in logs] == [3, 3]  # written by one process
-    losses = [[json.loads(line)["loss"] for line in lines] for lines in logs]
-    np.testing.assert_allclose(*losses, rtol=1e-5)
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The same on one device: what it says and what it logs."""
+    folder = tmp_path_factory.mktemp("alone") / "one"
+    return _run(folder)[0], _losses(folder)
+
+
+def _losses(folder):
+    """One line an epoch, whoever wrote them."""
+    return [json.loads(line)["loss"] for line in (folder / "log").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "devices_each", "fsdp"),
+    [
+        (2, 2, 1),
+        pytest.param(1, 4, 2, marks=pytest.mark.slow),
+        pytest.param(2, 2, 2, marks=pytest.mark.slow),
+        pytest.param(1, 2, 1, marks=pytest.mark.slow),
+        pytest.param(1, 8, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_many_devices_and_processes_train_what_one_device_trains(
+    num_processes, devices_each, fsdp, one, tmp_path
+):
+    wanted, losses = one
+    told = _run(tmp_path / "many", num_processes, devices_each, fsdp)
+    assert len(told) == num_processes
+    for found in told:
+        assert found["devices"] == num_processes * devices_each
+        assert found["parts"] == fsdp
+        assert found["labels"] == wanted["labels"]
+        np.testing.assert_allclose(found["params"], wanted["params"], rtol=1e-5, atol=1e-6)
+        assert found["mean"] == pytest.approx(wanted["mean"], rel=1e-5)
+    np.testing.assert_allclose(_losses(tmp_path / "many"), losses, rtol=1e-5)
 
 
 def test_one_process_needs_nobody():

@@ -114,6 +114,11 @@ def test_devices_that_are_not_there_are_an_error(num):
         data_mesh(num)
 
 
+def test_devices_that_do_not_fill_rows_are_an_error():
+    with pytest.raises(ValueError, match="1 devices do not fill rows of 2 that share parameters"):
+        data_mesh(1, fsdp=2)
+
+
 def test_batch_that_does_not_divide_is_an_error_that_says_what_to_choose():
     mesh = AbstractMesh((4,), (AXIS,))
     message = (

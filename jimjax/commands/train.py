@@ -11,6 +11,8 @@ import tyro
 from jimjax.commands.stop import Stop
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from jimjax.config import RunConfig
     from jimjax.train.profile import Profile
 
@@ -43,6 +45,8 @@ class Train:
         coordinator: HOST:PORT of the first process.
         num_processes: how many there are.
         process_id: which this is, from 0.
+        fsdp: devices that share the memory for large parameters and what the optimiser keeps of
+            them; has no influence on the outcome.
         seed: overrides the configuration's seed.
         num_classes: overrides network.num_classes of the configuration.
         tilt_min: lowest tilt of all particles, degrees; from the STAR file if not given.
@@ -61,6 +65,7 @@ class Train:
     coordinator: str | None = None
     num_processes: int | None = None
     process_id: int | None = None
+    fsdp: int = 1
     seed: int | None = None
     num_classes: int | None = None
     tilt_min: float | None = None
@@ -74,6 +79,7 @@ class Train:
         from jimjax.data.subtomograms import load
 
         self._join()
+        mesh = self._mesh()
         config, profile = self._config(), self._profile()
         files.check_output_folder(self.out)
         tilt_range = files.tilt_range(self.tilt_min, self.tilt_max)
@@ -109,6 +115,7 @@ class Train:
                 progress=progress,
                 profile=profile,
                 command=files.command_line(),
+                mesh=mesh,
             )
         if distributed.is_first():
             print(f"trained on {len(particles)} particles: {self.out}")
@@ -132,6 +139,15 @@ class Train:
                 f"--num-classes {self.num_classes} does not fit {self.data}, whose teacher knows "
                 f"{num_taught}; leave it out"
             )
+
+    def _mesh(self) -> "Mesh":
+        from jimjax.io.errors import InputError
+        from jimjax.mesh import data_mesh
+
+        try:
+            return data_mesh(fsdp=self.fsdp)
+        except ValueError as problem:
+            raise InputError(f"--fsdp {self.fsdp}: {problem}") from problem
 
     def _profile(self) -> "Profile | None":
         from jimjax.io.errors import InputError

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jimjax import distributed
-from jimjax.mesh import replicate, split_batch
+from jimjax.mesh import replicate, split_batch, split_state, whole
 from jimjax.models.functional import Network
 from jimjax.progress import Interrupted, Progress, stop_request
 from jimjax.train.checkpoint import Checkpoints
@@ -108,7 +108,8 @@ def train(
         Interrupted: after SIGTERM or SIGINT, once the state is saved.
     """
     total = sum(stage.num_epochs * stage.steps_per_epoch for stage in stages)
-    state = replicate(state, mesh)
+    state = split_state(state, mesh)
+    sharding = jax.tree.map(lambda leaf: leaf.sharding, state)
     with stop_request() as is_asked_to_stop, profile or nullcontext():
         outer = _Outer(
             total,
@@ -123,7 +124,7 @@ def train(
         run = _Run(outer, state, memory)
         first = 0  # step at which the epoch begins
         for stage in stages:
-            step = _Step(make_step(network, stage.loss, optimizer))
+            step = _Step(make_step(network, stage.loss, optimizer, state_sharding=sharding))
             for epoch in range(stage.num_epochs):
                 run.epoch(stage, epoch, first, step)
                 first += stage.steps_per_epoch
@@ -180,11 +181,11 @@ class _Run:
             return
         noted: dict[str, float] = {}
         if stage.before_epoch is not None and self._done == first:
-            own = distributed.local(self.state)
+            own = whole(self.state, self._outer.mesh)
             changed, memory, noted = stage.before_epoch(own, epoch, self.memory)
             self.memory = distributed.from_first(memory)
             if changed is not own:
-                self.state = replicate(changed, self._outer.mesh)
+                self.state = split_state(changed, self._outer.mesh)
             if stage.is_over is not None and stage.is_over(self.memory):
                 self._finish_early(stage, epoch, first, noted)
                 return

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jimjax import distributed
 from jimjax.align import inference
@@ -14,7 +15,7 @@ from jimjax.data.batches import map_chunks
 from jimjax.data.subtomograms import Subtomograms, check_scale, normalize
 from jimjax.io import mrc
 from jimjax.io.errors import InputError
-from jimjax.mesh import data_mesh, replicate
+from jimjax.mesh import data_mesh, replicate, split_state, whole
 from jimjax.models import functional
 from jimjax.models.functional import Network
 from jimjax.models.weights import Description, Weights, load_weights, save_weights, transplant
@@ -91,6 +92,7 @@ def train_run(
     progress: Progress | None = None,
     profile: Profile | None = None,
     command: str = "",
+    mesh: Mesh | None = None,
 ) -> Run:
     """Trains a network and keeps it in a folder.
 
@@ -106,6 +108,7 @@ def train_run(
         progress: told of every step.
         profile: traces some of them.
         command: as typed, for the record.
+        mesh: devices that share a step; all of them if None.
 
     Returns:
         The trained run.
@@ -127,12 +130,12 @@ def train_run(
     network = _initial_network(config, particles.volumes.shape[-1], weights)
     if not resume:
         begin_folder(origin, folder, command)
-    mesh, key = data_mesh(), jax.random.key(config.seed)
+    mesh, key = mesh or data_mesh(), jax.random.key(config.seed)
     step_key, cluster_key = jax.random.split(key)
     box = particles.volumes.shape[-1]
     settled = _settled(config)
     optimizer = jimnet.build_optimizer(settled, len(particles))
-    state = replicate(initial_state(network, optimizer), mesh)
+    state = split_state(initial_state(network, optimizer), mesh)
     memory = em.initial_memory(len(particles), settled.network.num_classes, box)
     if config.network.kind == "gumnet":
         particles, offsets = gumnet.centre_particles(particles)
@@ -158,7 +161,7 @@ def train_run(
         progress=progress,
         profile=profile,
     )
-    trained = distributed.local(network_of(network, state))
+    trained = network_of(network, whole(state, mesh))
     if not _has_references(config):
         return _finish_without_references(config, trained, particles, folder)
     references = memory.references

@@ -29,13 +29,17 @@ LossFunction = Callable[[Network, Any, jax.Array], tuple[jax.Array, LossResult]]
 StepFunction = Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def make_step(network: Network, loss: LossFunction, optimizer: Optimizer) -> StepFunction:
+def make_step(
+    network: Network, loss: LossFunction, optimizer: Optimizer, *, state_sharding: Any = None
+) -> StepFunction:
     """Compiles a step.
 
     Args:
         network: gives the static structure; its arrays are not used.
         loss: what to minimise.
         optimizer: how.
+        state_sharding: how each array of the state lies, and is to lie afterwards; left to the
+            compiler if None.
 
     Returns:
         ``step(state, batch, key) -> (state, metrics)``. The state is donated. Randomness is
@@ -44,7 +48,7 @@ def make_step(network: Network, loss: LossFunction, optimizer: Optimizer) -> Ste
         and says so in the metric ``is_finite``.
     """
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(state_sharding, None))
     def step(
         state: TrainState, batch: Any, key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
