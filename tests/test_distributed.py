@@ -16,7 +16,7 @@ from jimjax.io.errors import InputError
 
 # Trains one layer, with work between epochs that looks at all examples; prints what came of it.
 PROGRAM = """
-import json, os, sys
+import json, os, signal, sys
 import jax, jax.numpy as jnp, numpy as np, optax
 from flax import nnx
 from jimjax import distributed, mesh
@@ -24,11 +24,11 @@ from jimjax.data.batches import index_batches, map_chunks
 from jimjax.mesh import data_mesh
 from jimjax.models import functional
 from jimjax.train.checkpoint import open_checkpoints
-from jimjax.train.loop import Log, Stage, train
+from jimjax.train.loop import Interrupted, Log, Stage, train
 from jimjax.train.state import adam, initial_state
 from jimjax.train.step import LossResult
 
-folder, port, count, fsdp, rank = sys.argv[1], *map(int, sys.argv[2:])
+folder, port, count, fsdp, stop_at, rank = sys.argv[1], *map(int, sys.argv[2:])
 mesh.LEAST_SPLIT = 4
 if count > 1:
     distributed.join(f"127.0.0.1:{port}", count, rank)
@@ -61,15 +61,29 @@ def between(state, epoch, memory):
     labels = found.argmax(axis=1).astype(np.int32)
     return state, {"labels": labels, "mean": found.mean(keepdims=True)[0]}, {}
 
+class StopAt:
+    def update(self, stage, step, num_steps, metrics):
+        if step == stop_at and rank == count - 1:  # the last process alone is asked to
+            os.kill(os.getpid(), signal.SIGTERM)
+
 optimizer = adam(optax.constant_schedule(0.1))
 state = initial_state(network, optimizer)
 memory = {"labels": np.zeros(22, np.int32), "mean": np.zeros(1, np.float32)}
 stage = Stage("layer", 3, loss, batches, 3, between)
 with open_checkpoints(folder + "/checkpoints") as checkpoints:
-    state, memory = train(
-        network, state, memory, [stage], key=jax.random.key(2), optimizer=optimizer,
-        mesh=data_mesh(fsdp=fsdp), checkpoints=checkpoints, log=Log(folder + "/log"),
-    )
+    if checkpoints.latest_step is not None:
+        like = {"state": mesh.split_state(state, data_mesh(fsdp=fsdp)), "memory": memory}
+        saved = checkpoints.restore(like)
+        state, memory = saved["state"], saved["memory"]
+    try:
+        state, memory = train(
+            network, state, memory, [stage], key=jax.random.key(2), optimizer=optimizer,
+            mesh=data_mesh(fsdp=fsdp), checkpoints=checkpoints, log=Log(folder + "/log"),
+            progress=StopAt(),
+        )
+    except Interrupted as stopped:
+        print(json.dumps({"stopped": str(stopped)}))
+        sys.exit()
     saved = checkpoints.restore({"state": state, "memory": memory})
 parts = {len({str(shard.index) for shard in leaf.addressable_shards})
          for leaf in jax.tree.leaves(saved["state"].params)}
@@ -82,9 +96,9 @@ print(json.dumps({
 """
 
 
-def _run(folder, num_processes=1, devices_each=1, fsdp=1):
+def _run(folder, num_processes=1, devices_each=1, fsdp=1, stop_at=0):
     """What each process says; the folder is shared."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -92,7 +106,8 @@ def _run(folder, num_processes=1, devices_each=1, fsdp=1):
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices_each}",
     }
-    command = [sys.executable, "-c", PROGRAM, str(folder), str(port), str(num_processes), str(fsdp)]
+    numbers = port, num_processes, fsdp, stop_at
+    command = [sys.executable, "-c", PROGRAM, str(folder), *map(str, numbers)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment}
     running = [subprocess.Popen([*command, str(rank)], **pipes) for rank in range(num_processes)]
     ended = [process.communicate(timeout=300) for process in running]
@@ -135,6 +150,20 @@ def test_many_devices_and_processes_train_what_one_device_trains(
         np.testing.assert_allclose(found["params"], wanted["params"], rtol=1e-5, atol=1e-6)
         assert found["mean"] == pytest.approx(wanted["mean"], rel=1e-5)
     np.testing.assert_allclose(_losses(tmp_path / "many"), losses, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_processes_stop_together_and_others_go_on_with_what_they_saved(one, tmp_path):
+    """One of two is asked to stop; four devices in one process, then one, finish."""
+    wanted, losses = one
+    told = _run(tmp_path / "run", 2, 2, stop_at=4)
+    assert [found["stopped"] for found in told] == ["stopped at step 5 of 9"] * 2
+    (told,) = _run(tmp_path / "run", 1, 4, fsdp=2, stop_at=7)
+    assert told["stopped"] == "stopped at step 7 of 9"
+    (found,) = _run(tmp_path / "run")
+    assert found["labels"] == wanted["labels"]
+    np.testing.assert_allclose(found["params"], wanted["params"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(_losses(tmp_path / "run")[0], losses[0], rtol=1e-5)
 
 
 def test_one_process_needs_nobody():
