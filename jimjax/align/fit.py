@@ -4,6 +4,7 @@ First every particle is centred. Then the joint EM sweeps over a grid of rotatio
 frequencies to higher ones; then every particle looks around its own pose, and at the twins of it.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from jimjax.align.fit_steps import begin, look_nearby, model_in, sweep
 from jimjax.align.plans import PLAN, REFERENCE_PLAN, REFINE_PLAN, Nearby, Start, Sweep
 from jimjax.data.subtomograms import Subtomograms
 from jimjax.io.errors import InputError
+from jimjax.io.files import hold_folder
 from jimjax.mesh import data_mesh
 from jimjax.ops import symmetry
 from jimjax.progress import Interrupted, Progress, stop_request
@@ -88,7 +90,7 @@ def fit(
 
     Raises:
         InputError: if there are too few particles, an option is out of range, or the state in
-            the folder is of other particles, options or plan.
+            the folder is of other particles, options or plan, or another process writes to it.
         ValueError: if both references and a start are given, or classes are to be kept without a
             start.
         Interrupted: after SIGTERM or SIGINT, with the state saved, if there is a folder.
@@ -109,7 +111,8 @@ def fit(
     if state is None:
         state = begin(data, plan[0], start)
     total, first = sum(part.iterations for part in plan), 0
-    with stop_request() as is_asked_to_stop:
+    held = hold_folder(folder) if folder is not None else contextlib.nullcontext()
+    with held, stop_request() as is_asked_to_stop:
         for part in plan:
             last = first + part.iterations
             if int(state.done) < last:
