@@ -61,9 +61,9 @@ class Checkpoints:
         """
         problems: dict[int, str] = {}
         for step in self._steps():
-            damaged = _find_damage(self._folder / str(step))
-            if damaged is not None:
-                problems[step] = f"is damaged, first in {damaged}"
+            problem = _find_fault(self._folder / str(step))
+            if problem is not None:
+                problems[step] = problem
                 continue
             try:
                 restored = self._checkpointer.load(step, jax.tree.map(_abstract, like))
@@ -110,6 +110,15 @@ def _write_checksums(folder: Path) -> None:
     text = json.dumps(_checksums(folder), indent=2)
     with replace_file(folder / CHECKSUMS) as stream:
         stream.write(text.encode())
+
+
+def _find_fault(folder: Path) -> str | None:
+    """Why a checkpoint must not be read: links, which tensorstore follows, or changed files."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            return f"holds a symbolic link, {path.relative_to(folder)}, which is not followed"
+    damaged = _find_damage(folder)
+    return None if damaged is None else f"is damaged, first in {damaged}"
 
 
 def _find_damage(folder: Path) -> str | None:

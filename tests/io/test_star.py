@@ -56,24 +56,6 @@ a/1.mrc 10000.0
 a/2.mrc 10000.0"""
 
 
-STAR_WORDS = [
-    *(
-        "data_particles",
-        "data_",
-        "loop_",
-        "save_",
-        "_rlnImageName",
-        "_a",
-        "1",
-        "é",
-        "[1]",
-        "~",
-        "$",
-    ),
-    *("?", "#c", "'", '"', "'x y'", "\n", "\n", "\n;", "\t", "\x0b", "\x1c", "\xa0"),
-]
-
-
 @pytest.fixture
 def star(tmp_path):
     """Writes STAR text and gives its path."""
@@ -545,40 +527,6 @@ def test_path_with_spaces_and_umlauts(star, tmp_path):
     (path.parent / "ä b" / "1.mrc").touch()
     read_particles(path).select([0]).write(tmp_path / "p.star")
     assert read_particles(tmp_path / "p.star").image_references()[0].path.is_file()
-
-
-# --- fuzz: a StarFormatError of one line that names the file, or a table
-
-
-def read_or_refuse(path):
-    try:
-        read_particles(path)
-    except StarFormatError as problem:
-        complaint = str(problem)
-    else:
-        complaint = f"{path}: none"
-    assert re.match(rf"{re.escape(str(path))}:[^\n]+$", complaint)
-
-
-@given(raw=st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode()))
-@settings(max_examples=200, deadline=None, database=None)
-def test_random_bytes_are_refused_or_read(tmp_path_factory, raw):
-    path = tmp_path_factory.mktemp("fuzz") / "s.star"
-    path.write_bytes(raw)
-    read_or_refuse(path)
-
-
-@given(
-    words=st.lists(
-        st.sampled_from(STAR_WORDS),
-        max_size=25,
-    )
-)
-@settings(max_examples=200, deadline=None, database=None)
-def test_shuffled_star_words_are_refused_or_read(tmp_path_factory, words):
-    path = tmp_path_factory.mktemp("fuzz") / "s.star"
-    path.write_text(" ".join(words).replace(" \n ", "\n").replace("\n ", "\n"), newline="")
-    read_or_refuse(path)
 
 
 @given(row=st.integers(0, 2), column=st.integers(0, 5))

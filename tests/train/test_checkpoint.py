@@ -90,6 +90,21 @@ def test_checkpoint_whose_checksums_were_not_written_any_more_is_restored(tmp_pa
         _assert_equal(checkpoints.restore(_tree(0.0)), _tree(1.0))
 
 
+def test_links_in_a_checkpoint_are_not_followed(tmp_path):
+    folder, elsewhere = tmp_path / "run", tmp_path / "secret"
+    with open_checkpoints(folder) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, _tree(float(step)))
+    numbers = max((folder / "2").glob("*/*/d/*"), key=lambda path: path.stat().st_size)
+    numbers.rename(elsewhere)
+    numbers.symlink_to(elsewhere)  # the same bytes: no hash tells
+    with (
+        open_checkpoints(folder) as checkpoints,
+        pytest.warns(InputWarning, match=r"checkpoint 2 holds a symbolic link, .* going on from 1"),
+    ):
+        _assert_equal(checkpoints.restore(_tree(0.0)), _tree(1.0))
+
+
 def test_only_checkpoint_damaged_is_an_error(tmp_path):
     with open_checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, _tree(1.0))
