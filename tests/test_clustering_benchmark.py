@@ -112,6 +112,7 @@ def test_unknown_method_is_one_line(tmp_path, capsys):
     assert "no 'ht' in clustering; there are jimnet," in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_background_is_most_of_the_particles_and_unlike_itself():
     preset = Preset(20, 10, None)
     fitted, fresh = benchmark_data.simulate_imbalanced(

@@ -16,12 +16,10 @@ from jimjax.segment import training
 
 BOX = 16
 SETTINGS = """
-method = "vox-uda"
-denoiser = "ngm"
-epochs = 16
+epochs = 8
 batch_size = 4
 num_sampled = 2
-learning_rate = 0.01
+learning_rate = 0.02
 """
 
 
@@ -51,7 +49,7 @@ def trained(folder):
     with pytest.MonkeyPatch.context() as patch:
         sizes = VoxResNetConfig(box=BOX, first_width=4, width=4)
         patch.setitem(training.PRESETS, "small", lambda box: sizes)
-        assert main(train(folder, "run")) == 0
+        assert main(train(folder, "run", "--method", "dann")) == 0
     return folder / "run"
 
 
@@ -70,6 +68,15 @@ def test_run_folder_holds_all_that_made_it(trained):
     wanted = {"weights.safetensors", "config.toml", "provenance.json", "metrics.jsonl"}
     assert wanted <= names
     line = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"segmentation", "domain"} <= set(line)
+
+
+@pytest.mark.slow
+def test_vox_uda_is_what_is_trained_unless_told_otherwise(folder, tmp_path, capsys):
+    (tmp_path / "one.toml").write_text("epochs = 1\nbatch_size = 4\nnum_sampled = 2\n")
+    assert main(train(folder, tmp_path / "run", "--config", str(tmp_path / "one.toml"))) == 0
+    assert "vox-uda from 8 particles for 8" in capsys.readouterr().out
+    line = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
     assert {"segmentation", "consistency", "domain", "pseudo"} <= set(line)
 
 

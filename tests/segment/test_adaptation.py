@@ -90,7 +90,7 @@ def test_masks_of_particles_without_noise_are_learned(source):
 
 @pytest.mark.parametrize(
     "method",
-    [pytest.param(m, marks=slow) if m in ("dann", "le-uda", "pdam", "asc") else m for m in METHODS],
+    [m if m in ("source-only", "supervised") else pytest.param(m, marks=slow) for m in METHODS],
 )
 def test_every_method_looks_at_what_it_says_and_nothing_else(method, source, target):
     blind = dataclasses.replace(target, masks=None)
@@ -110,7 +110,7 @@ def test_every_method_looks_at_what_it_says_and_nothing_else(method, source, tar
 
 
 @pytest.mark.parametrize(
-    "method", ["vox-uda", pytest.param("asc", marks=slow), pytest.param("pdam", marks=slow)]
+    "method", ["dann", *(pytest.param(m, marks=slow) for m in ("pdam", "asc", "vox-uda"))]
 )
 def test_interrupted_and_resumed_training_is_the_uninterrupted_one(
     method, source, target, tmp_path

@@ -278,6 +278,7 @@ def test_interrupted_and_resumed_run_is_the_uninterrupted_one(step, trained, par
     np.testing.assert_array_equal(resumed.references, trained.references)
 
 
+@pytest.mark.slow
 def test_run_that_only_clusters_has_classes_and_no_poses(particles, tmp_path):
     run = train_run(_for("cluster"), particles, tmp_path / "run")
     found = predict(load_run(run.folder), particles)
