@@ -4,6 +4,9 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
+import re
+import shutil
 import textwrap
 import warnings
 from collections.abc import Iterator
@@ -27,10 +30,12 @@ class Checkpoints:
     """The checkpoints of one run, numbered by step; saves are atomic."""
 
     def __init__(self, folder: str | Path):
-        for name in ("orbax", "absl"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        for name in ("orbax", "absl"):  # what goes wrong is raised as well
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._folder = Path(folder).absolute()
         self._damaged: set[int] = set()
+        self._writing = 0, 0  # step and bytes of the last save
+        self._has_failed = False
         self._checkpointer = ocp.training.Checkpointer(
             self._folder,
             preservation_policy=ocp.training.preservation_policies.LatestN(NUM_KEPT),
@@ -43,10 +48,16 @@ class Checkpoints:
         return None if latest is None else latest.step
 
     def save(self, step: int, tree: Any) -> None:
-        """Saves a pytree of arrays under a step; one already saved is left, unless damaged."""
+        """Saves a pytree of arrays under a step; one already saved is left, unless damaged.
+
+        Raises:
+            OSError: if it cannot be written, as on a full disk; those before it are whole.
+        """
         is_saved = step in self._steps() and step not in self._damaged
         if not is_saved:
-            self._checkpointer.save(step, tree, force=True, overwrite=step in self._damaged)
+            self._writing = step, sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+            with self._written():
+                self._checkpointer.save(step, tree, force=True, overwrite=step in self._damaged)
             self._damaged.discard(step)
             if distributed.is_first():
                 _write_checksums(self._folder / str(step))
@@ -80,13 +91,37 @@ class Checkpoints:
             raise InputError("the run has no checkpoint yet; train it first")
         raise InputError("; ".join(f"checkpoint {own} {why}" for own, why in problems.items()))
 
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Tells in one line what Orbax raises."""
+        try:
+            yield
+        except (OSError, ValueError) as problem:
+            self._has_failed = True
+            code = re.search(r"os_error_code='(\d+)'", str(problem))
+            why = _reason(problem) if code is None else os.strerror(int(code[1])).lower()
+            step, needed = self._writing
+            free = shutil.disk_usage(self._folder).free
+            raise OSError(
+                f"checkpoint {self._folder / str(step)} could not be written: {why} "
+                f"({needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB free); --resume goes on "
+                "from the one before it"
+            ) from problem
+
     def _steps(self) -> list[int]:
         """What is saved, the newest first."""
         return sorted((saved.step for saved in self._checkpointer.checkpoints), reverse=True)
 
     def close(self) -> None:
-        """Waits for saves in flight and lets go of the folder."""
-        self._checkpointer.close()
+        """Waits for saves in flight and lets go of the folder.
+
+        Raises:
+            OSError: if the last one could not be written.
+        """
+        # What a save has told Orbax tells once more.
+        told = contextlib.suppress(OSError, ValueError) if self._has_failed else self._written()
+        with told:
+            self._checkpointer.close()
 
 
 @contextlib.contextmanager

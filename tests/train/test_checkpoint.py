@@ -1,6 +1,9 @@
 """Checkpoints: what is saved comes back."""
 
 import gc
+import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +91,41 @@ def test_checkpoint_whose_checksums_were_not_written_any_more_is_restored(tmp_pa
     (tmp_path / "1" / CHECKSUMS).unlink()
     with open_checkpoints(tmp_path) as checkpoints:
         _assert_equal(checkpoints.restore(_tree(0.0)), _tree(1.0))
+
+
+FULL_DISK = """
+import resource, signal, sys
+import numpy as np
+from jimjax.train.checkpoint import open_checkpoints
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+noise = np.random.default_rng(0).normal(size=(300, 300))
+with open_checkpoints(sys.argv[1]) as checkpoints:
+    checkpoints.save(1, {"noise": noise})
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limit[1]))  # no file may be larger
+    try:
+        checkpoints.save(2, {"noise": noise + 1})
+    except OSError as problem:
+        print(problem)
+resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+with open_checkpoints(sys.argv[1]) as checkpoints:
+    assert np.array_equal(checkpoints.restore({"noise": noise})["noise"], noise)
+    checkpoints.save(2, {"noise": noise + 1})
+    assert np.array_equal(checkpoints.restore({"noise": noise})["noise"], noise + 1)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limits of a process")
+def test_full_disk_leaves_the_checkpoint_before_it(tmp_path):
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "run")]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    why = (
+        r"checkpoint .*/run/2 could not be written: file too large \(1 MB are needed, \d+ MB free\)"
+    )
+    assert re.match(why, ended.stdout)
+    assert ended.stderr == ""
 
 
 def test_links_in_a_checkpoint_are_not_followed(tmp_path):
