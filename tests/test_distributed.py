@@ -16,7 +16,7 @@ from jimjax.io.errors import InputError
 
 # Trains one layer, with work between epochs that looks at all examples; prints what came of it.
 PROGRAM = """
-import json, os, signal, sys
+import json, os, re, signal, sys
 import jax, jax.numpy as jnp, numpy as np, optax
 from flax import nnx
 from jimjax import distributed, mesh
@@ -26,7 +26,7 @@ from jimjax.models import functional
 from jimjax.train.checkpoint import open_checkpoints
 from jimjax.train.loop import Interrupted, Log, Stage, train
 from jimjax.train.state import adam, initial_state
-from jimjax.train.step import LossResult
+from jimjax.train.step import LossResult, make_step
 
 folder, port, count, fsdp, stop_at, rank = sys.argv[1], *map(int, sys.argv[2:])
 mesh.LEAST_SPLIT = 4
@@ -85,11 +85,19 @@ with open_checkpoints(folder + "/checkpoints") as checkpoints:
         print(json.dumps({"stopped": str(stopped)}))
         sys.exit()
     saved = checkpoints.restore({"state": state, "memory": memory})
+with jax.set_mesh(data_mesh(fsdp=fsdp)):
+    whole = mesh.split_state(saved["state"], data_mesh(fsdp=fsdp))
+    like = jax.tree.map(lambda leaf: leaf.sharding, whole)
+    step = make_step(network, loss, optimizer, state_sharding=like)
+    batch = mesh.split_batch(next(batches(0, memory)), data_mesh(fsdp=fsdp))
+    text = step.lower(whole, batch, jax.random.key(2)).compile().as_text()
+said = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 parts = {len({str(shard.index) for shard in leaf.addressable_shards})
          for leaf in jax.tree.leaves(saved["state"].params)}
 saved["state"] = mesh.whole(saved["state"], data_mesh(fsdp=fsdp))
 leaves = [np.asarray(leaf).ravel().tolist() for leaf in jax.tree.leaves(saved["state"].params)]
 print(json.dumps({
+    "collectives": [name for name in said if re.search(rf"{name}(-start)?\\(", text)],
     "devices": len(jax.devices()), "parts": max(parts), "params": sum(leaves, []),
     "labels": saved["memory"]["labels"].tolist(), "mean": float(saved["memory"]["mean"][0]),
 }))
@@ -146,6 +154,8 @@ def test_many_devices_and_processes_train_what_one_device_trains(
     for found in told:
         assert found["devices"] == num_processes * devices_each
         assert found["parts"] == fsdp
+        # Gradients are summed; parameters that are split are put together, and nothing else.
+        assert found["collectives"] == ["all-reduce", "all-gather"][: 2 if fsdp > 1 else 1]
         assert found["labels"] == wanted["labels"]
         np.testing.assert_allclose(found["params"], wanted["params"], rtol=1e-5, atol=1e-6)
         assert found["mean"] == pytest.approx(wanted["mean"], rel=1e-5)
