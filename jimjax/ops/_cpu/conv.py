@@ -41,6 +41,8 @@ def convolve(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
         return sum(t * w for t, w in zip(taps, kernel.reshape(-1, num_out), strict=True))
     if math.prod(windows.out_shape(x.shape, kernel.shape, window)) <= SMALL_OUTPUT:
         return _gather_columns(x, kernel, window)
+    if not any(sum(window.pads, ())):  # XLA's 2-D convolution is 4 to 8 times slower unpadded
+        return _gather_planes(x, kernel, window)
     return _fold_depth(x, kernel, window)
 
 
@@ -141,6 +143,28 @@ def _gather_columns(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Arra
 
     chunk = _chunk(x.shape[0], math.prod(windows.out_shape(x.shape, kernel.shape, window)))
     return _merge(lax.map(convolve, _split(x, chunk)))
+
+
+def _gather_planes(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """All taps of a voxel as one row, then one matrix product for a few planes at a time."""
+    flat = kernel.reshape(-1, kernel.shape[-1])
+    depth, height, width = windows.out_shape(x.shape, kernel.shape, window)
+    thickness = _chunk(depth, height * width)
+    step = window.strides[0]
+    reach = (thickness - 1) * step + (kernel.shape[0] - 1) * window.dilations[0] + 1
+    slab_window = window._replace(pads=((0, 0), *window.pads[1:]))
+    padded = jnp.pad(x, ((0, 0), window.pads[0], (0, 0), (0, 0), (0, 0)))
+
+    def convolve(at: tuple[jax.Array, jax.Array]) -> jax.Array:
+        example, plane = at
+        slab = lax.dynamic_slice(
+            padded, (example, plane * step, 0, 0, 0), (1, reach, *padded.shape[2:])
+        )
+        return (_columns(slab, kernel.shape, slab_window) @ flat)[0]
+
+    examples, planes = jnp.arange(x.shape[0]), jnp.arange(0, depth, thickness)
+    places = jnp.repeat(examples, planes.size), jnp.tile(planes, examples.size)
+    return lax.map(convolve, places).reshape(x.shape[0], depth, height, width, -1)
 
 
 def _columns(x: jax.Array, kernel_shape: tuple[int, ...], window: Window) -> jax.Array:
