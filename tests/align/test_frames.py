@@ -92,6 +92,7 @@ def test_particles_in_the_other_frame_are_named_in_every_class(true_poses, half_
     assert np.all(found.certainty > 5)
 
 
+@pytest.mark.slow
 def test_fit_begun_in_both_frames_ends_in_one(true_poses, half_turn):
     num = len(true_poses.shift)
     is_turned = np.random.default_rng(0).permutation(num) < 0.4 * num

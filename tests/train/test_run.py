@@ -144,9 +144,8 @@ class _StopAfter:
             signal.raise_signal(signal.SIGTERM)
 
 
-@pytest.mark.parametrize(
-    "step", [2, pytest.param(5, marks=pytest.mark.slow)]
-)  # in the middle of molecules, and of pairs
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [2, 5])  # in the middle of molecules, and of pairs
 def test_interrupted_and_resumed_run_is_the_uninterrupted_one(step, trained, particles, tmp_path):
     with pytest.raises(Interrupted, match=f"stopped at step {step} of 6"):
         train_run(CONFIG, particles, tmp_path / "run", progress=_StopAfter(step))
