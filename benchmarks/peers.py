@@ -14,12 +14,19 @@ from torch.nn import functional
 
 def rotate_linear(volumes: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
     """Trilinear, zeros outside, about voxel n // 2 (here n even)."""
+    return move_linear(volumes, rotations, rotations.new_zeros(len(rotations), 3))
+
+
+def move_linear(
+    volumes: torch.Tensor, rotations: torch.Tensor, shifts: torch.Tensor
+) -> torch.Tensor:
+    """The same, then shifted by ``(batch, 3)`` voxels."""
     batch, size = volumes.shape[0], volumes.shape[-1]
     # align_corners=False: voxel i lies at (2 i + 1) / n - 1, so the centre voxel at 1 / n.
-    centre = volumes.new_full((3,), 1 / size)
+    centre = volumes.new_full((3, 1), 1 / size)
     matrix = rotations.transpose(1, 2)
-    offset = centre - matrix @ centre
-    theta = torch.cat([matrix, offset[..., None]], dim=-1)
+    offset = centre - matrix @ (centre + shifts[..., None] * (2 / size))
+    theta = torch.cat([matrix, offset], dim=-1)
     grid = functional.affine_grid(theta, [batch, 1, size, size, size], align_corners=False)
     return functional.grid_sample(volumes[:, None], grid, align_corners=False)[:, 0]
 

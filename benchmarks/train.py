@@ -36,7 +36,7 @@ import optax
 import torch
 from torch.nn import functional as torch_functional
 
-from benchmarks import networks, peers
+from benchmarks import networks, pair_networks, peers
 from jimjax import ops
 from jimjax.models import functional, gumnet, jimnet, voxresnet, weights, yopo
 from jimjax.models.functional import Network
@@ -51,7 +51,6 @@ LAYOUTS = {"torch": torch.contiguous_format, "torch, channels last": torch.chann
 
 Arrays = Mapping[str, jax.Array]
 Tensors = Mapping[str, torch.Tensor]
-Result = tuple[float, np.ndarray]
 
 
 class Case(NamedTuple):
@@ -64,7 +63,7 @@ class Case(NamedTuple):
         peer_loss: ``(module, batch) -> value``.
         ask: ``(network, batch) -> answer`` of ours, in inference.
         peer_ask: ``(module, batch) -> answer``.
-        labels: of a batch.
+        labels_shape: of the labels of a particle.
     """
 
     config: Any
@@ -105,8 +104,8 @@ def _mismatch(batch: Arrays, pose: ops.Pose) -> jax.Array:
     return jnp.mean(jax.vmap(each)(batch["source"], batch["target"], pose))
 
 
-def _peer_mismatch(batch: Tensors, pose: networks.Pose) -> torch.Tensor:
-    moved = networks.move(batch["source"], pose)
+def _peer_mismatch(batch: Tensors, pose: pair_networks.Pose) -> torch.Tensor:
+    moved = peers.move_linear(batch["source"], *pose)
     return (1 - peers.constrained_correlation(moved, batch["target"], batch["mask"])).mean()
 
 
@@ -151,11 +150,16 @@ def _peer_joint_ask(module: torch.nn.Module, batch: Tensors) -> torch.Tensor:
 _CLASSES = _class_loss, _peer_class_loss, _class_ask
 CASES: dict[str, Case] = {
     "gumnet": Case(
-        gumnet.paper(BOX), networks.GumNet, _pair_loss, _peer_pair_loss, _pair_ask, _peer_pair_ask
+        gumnet.paper(BOX),
+        pair_networks.GumNet,
+        _pair_loss,
+        _peer_pair_loss,
+        _pair_ask,
+        _peer_pair_ask,
     ),
     "jimnet": Case(
         jimnet.paper(BOX, NUM_CLASSES),
-        networks.JimNet,
+        pair_networks.JimNet,
         _joint_loss,
         _peer_joint_loss,
         _joint_ask,

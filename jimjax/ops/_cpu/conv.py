@@ -146,25 +146,25 @@ def _gather_columns(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Arra
 
 
 def _gather_planes(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """All taps of a voxel as one row, then one matrix product for a few planes at a time."""
+    """Unpadded: all taps of a voxel as one row, one matrix product for a few planes at a time."""
     flat = kernel.reshape(-1, kernel.shape[-1])
-    depth, height, width = windows.out_shape(x.shape, kernel.shape, window)
+    batch, (depth, height, width) = len(x), windows.out_shape(x.shape, kernel.shape, window)
     thickness = _chunk(depth, height * width)
-    step = window.strides[0]
-    reach = (thickness - 1) * step + (kernel.shape[0] - 1) * window.dilations[0] + 1
-    slab_window = window._replace(pads=((0, 0), *window.pads[1:]))
-    padded = jnp.pad(x, ((0, 0), window.pads[0], (0, 0), (0, 0), (0, 0)))
+    step, reach = window.strides[0], _reach(thickness, kernel.shape, window)
 
     def convolve(at: tuple[jax.Array, jax.Array]) -> jax.Array:
         example, plane = at
-        slab = lax.dynamic_slice(
-            padded, (example, plane * step, 0, 0, 0), (1, reach, *padded.shape[2:])
-        )
-        return (_columns(slab, kernel.shape, slab_window) @ flat)[0]
+        slab = lax.dynamic_slice(x, (example, plane * step, 0, 0, 0), (1, reach, *x.shape[2:]))
+        return (_columns(slab, kernel.shape, window) @ flat)[0]
 
-    examples, planes = jnp.arange(x.shape[0]), jnp.arange(0, depth, thickness)
-    places = jnp.repeat(examples, planes.size), jnp.tile(planes, examples.size)
-    return lax.map(convolve, places).reshape(x.shape[0], depth, height, width, -1)
+    planes = jnp.arange(0, depth, thickness)
+    places = jnp.repeat(jnp.arange(batch), planes.size), jnp.tile(planes, batch)
+    return lax.map(convolve, places).reshape(batch, depth, height, width, -1)
+
+
+def _reach(thickness: int, kernel_shape: tuple[int, ...], window: Window) -> int:
+    """Planes of the input that so many planes of the output see."""
+    return (thickness - 1) * window.strides[0] + (kernel_shape[0] - 1) * window.dilations[0] + 1
 
 
 def _columns(x: jax.Array, kernel_shape: tuple[int, ...], window: Window) -> jax.Array:
@@ -250,8 +250,7 @@ def kernel_gradient(
     batch, depth, height, width = cotangent.shape[:4]
     thickness = _chunk(depth, height * width)
     chunk = _chunk(batch, depth * height * width)
-    step = window.strides[0]
-    reach = (thickness - 1) * step + (kernel.shape[0] - 1) * window.dilations[0] + 1
+    step, reach = window.strides[0], _reach(thickness, kernel.shape, window)
 
     def add_slab(total: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         first, plane = at
