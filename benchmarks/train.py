@@ -10,7 +10,9 @@ and a Jim-Net one minus the correlation of moved sources with their targets. ``m
 much their losses before the first step differ, or their answers in inference, relative to the
 largest. Interleaved medians, on one pinned thread in CPU time or, with ``--gpu``, on the
 accelerator in wall time. ``ratio`` is the peer's time over ours, above 1 we are ahead; PyTorch is
-timed with both layouts. A row of a Jim-Net in inference is the clustering of particles alone.
+timed with both layouts, and in bfloat16 by its autocast. A row of a Jim-Net in inference is the
+clustering of particles alone. Operations are those of plain convolutions, counted before
+compilation; their rate is also given as a share of the device's peak in bfloat16, if it is known.
 """
 
 import sys
@@ -21,6 +23,7 @@ if __name__ == "__main__":
     measure.share() if "--gpu" in sys.argv else measure.pin()
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -39,7 +42,9 @@ from torch.nn import functional as torch_functional
 from benchmarks import networks, pair_networks, peers
 from jimjax import ops
 from jimjax.models import functional, gumnet, jimnet, voxresnet, weights, yopo
+from jimjax.models.compute import Compute
 from jimjax.models.functional import Network
+from jimjax.train.costs import count_flops, peak_bytes, peak_flops
 from jimjax.train.losses import cross_entropy
 from jimjax.train.state import Optimizer, initial_state
 from jimjax.train.step import LossResult, make_step
@@ -179,6 +184,7 @@ class Bench(NamedTuple):
         device: "cpu" or "cuda", of torch.
         clock: seconds.
         num: particles, or pairs.
+        compute: of ours; PyTorch runs in its precision.
         compiles: whether ``torch.compile`` is timed, too.
         seconds: to spend on each mode.
     """
@@ -186,32 +192,35 @@ class Bench(NamedTuple):
     device: str
     clock: Callable[[], float]
     num: int
+    compute: Compute
     compiles: bool
     seconds: float
 
     def run(self, name: str) -> Iterator[dict[str, Any]]:
         """Measures a network in training, then in inference."""
         case = CASES[name]
-        network = weights.build(case.config, jax.random.key(0))
+        network = weights.build(case.config, jax.random.key(0), self.compute)
         batch = _draw(case, self.num)
         for mode, prepare in (("training", self._training), ("inference", self._inference)):
-            ours, compiled, seconds = prepare(case, network, batch)
+            ours, program = prepare(case, network, batch)
             first = np.asarray(ours())
-            functions, errors = {}, {}
+            functions, errors, peaks = {}, {}, {}
             for peer, call in self._peers(case, network, batch, mode):
-                theirs = call().detach().cpu().numpy()
+                with _watch_memory(self.device) as peaks[peer]:
+                    theirs = call().detach().float().cpu().numpy()
                 errors[peer] = float(np.abs(first - theirs).max() / np.abs(theirs).max())
                 functions[peer] = call
             every = [ours, *functions.values()]
             once = measure.interleaved_medians(every, rounds=1, clock=self.clock)
             rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(self.seconds / sum(once))))
             own, *others = measure.interleaved_medians(every, rounds=rounds, clock=self.clock)
-            flops = (compiled.cost_analysis() or {}).get("flops", float("nan"))
-            memory = compiled.memory_analysis()
+            rate = program.flops / own
             for peer, peer_seconds in zip(functions, others, strict=True):
                 yield {
                     "op": name,
                     "mode": mode,
+                    "precision": self.compute.precision,
+                    "rematerialise": self.compute.rematerialise,
                     "size": f"{self.num} x {BOX}^3",
                     "peer": peer,
                     "seconds": own,
@@ -219,16 +228,18 @@ class Bench(NamedTuple):
                     "ratio": peer_seconds / own,
                     "max_error": errors[peer],
                     "particles_per_second": self.num / own,
-                    "compile_seconds": seconds,
-                    "temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
-                    "gflops_per_particle": flops / self.num / 1e9,
-                    "gflops_per_second": flops / own / 1e9,
+                    "compile_seconds": program.seconds,
+                    "peak_bytes": program.peak_bytes,
+                    "peer_peak_bytes": peaks[peer].get("bytes"),
+                    "gflops_per_particle": program.flops / self.num / 1e9,
+                    "gflops_per_second": rate / 1e9,
+                    "flop_utilisation": rate / peak_flops() if peak_flops() else None,
                     "rounds": rounds,
                 }
 
     def _training(
         self, case: Case, network: Network, batch: Mapping[str, np.ndarray]
-    ) -> tuple[Callable[[], jax.Array], jax.stages.Compiled, float]:
+    ) -> tuple[Callable[[], jax.Array], "Program"]:
         def loss(network: Network, batch: Arrays, key: jax.Array) -> tuple[jax.Array, LossResult]:
             del key
             value, stats = case.loss(network, batch)
@@ -237,18 +248,18 @@ class Bench(NamedTuple):
         optimizer = Optimizer(optax.adam(RATE), lambda step: jnp.float32(RATE))
         state = jax.tree.map(jnp.copy, initial_state(network, optimizer))
         arrays, key = jax.tree.map(jnp.asarray, dict(batch)), jax.random.key(1)
-        compiled, seconds = _compile(make_step(network, loss, optimizer), state, arrays, key)
+        program = _compile(make_step(network, loss, optimizer), state, arrays, key)
 
         def step() -> jax.Array:
             nonlocal state
-            state, metrics = compiled(state, arrays, key)
+            state, metrics = program.run(state, arrays, key)
             return jax.block_until_ready((state, metrics))[1]["loss"]
 
-        return step, compiled, seconds
+        return step, program
 
     def _inference(
         self, case: Case, network: Network, batch: Mapping[str, np.ndarray]
-    ) -> tuple[Callable[[], jax.Array], jax.stages.Compiled, float]:
+    ) -> tuple[Callable[[], jax.Array], "Program"]:
         parts = network.params, network.stats
         arrays = jax.tree.map(jnp.asarray, dict(batch))
 
@@ -256,8 +267,8 @@ class Bench(NamedTuple):
         def ask(parts: tuple[Any, Any], arrays: Arrays) -> jax.Array:
             return case.ask(Network(network.graphdef, *parts), arrays)
 
-        compiled, seconds = _compile(ask, parts, arrays)
-        return lambda: jax.block_until_ready(compiled(parts, arrays)), compiled, seconds
+        program = _compile(ask, parts, arrays)
+        return lambda: jax.block_until_ready(program.run(parts, arrays)), program
 
     def _peers(
         self, case: Case, network: Network, batch: Mapping[str, np.ndarray], mode: str
@@ -285,16 +296,20 @@ class Bench(NamedTuple):
         wait = torch.cuda.synchronize if self.device == "cuda" else lambda: None
         module.train(mode == "training")
         optimizer = torch.optim.Adam(module.parameters(), RATE)
+        is_half = self.compute.precision == "bfloat16"
+        cast = torch.autocast(self.device, torch.bfloat16, enabled=is_half)
 
         @torch.no_grad()
         def ask() -> torch.Tensor:
-            answer = call(module, batch)
+            with cast:
+                answer = call(module, batch)
             wait()
             return answer
 
         def step() -> torch.Tensor:
             optimizer.zero_grad()
-            value = call(module, batch)
+            with cast:
+                value = call(module, batch)
             value.backward()
             optimizer.step()
             wait()
@@ -315,10 +330,39 @@ def _draw(case: Case, num: int) -> dict[str, np.ndarray]:
     }
 
 
-def _compile(function: Any, *arguments: Any) -> tuple[jax.stages.Compiled, float]:
+class Program(NamedTuple):
+    """A compiled function, and what it costs.
+
+    Attributes:
+        run: the function.
+        seconds: of tracing and compiling.
+        flops: of a call.
+        peak_bytes: arguments, results and what is in between; None where it is not known.
+    """
+
+    run: Callable[..., Any]
+    seconds: float
+    flops: float
+    peak_bytes: int | None
+
+
+def _compile(function: Any, *arguments: Any) -> Program:
     start = time.perf_counter()
-    compiled = function.lower(*arguments).compile()
-    return compiled, time.perf_counter() - start
+    traced = function.trace(*arguments)
+    compiled = traced.lower().compile()
+    seconds = time.perf_counter() - start
+    return Program(compiled, seconds, count_flops(traced), peak_bytes(compiled))
+
+
+@contextlib.contextmanager
+def _watch_memory(device: str) -> Iterator[dict[str, int]]:
+    """Says afterwards how much PyTorch has held at most, where it tells."""
+    held: dict[str, int] = {}
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    yield held
+    if device == "cuda":
+        held["bytes"] = torch.cuda.max_memory_allocated()
 
 
 def main() -> None:
@@ -328,6 +372,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to write")
     parser.add_argument("--gpu", action="store_true", help="measure on a GPU, both sides")
     parser.add_argument("--compile", action="store_true", help="time torch.compile, too")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--rematerialise", action="store_true", help="ours alone")
     parser.add_argument("--batch", type=int, default=2, help="particles, or pairs")
     parser.add_argument("--seconds", type=float, default=60, help="to spend on each mode")
     options = parser.parse_args()
@@ -338,6 +384,7 @@ def main() -> None:
         "cuda" if options.gpu else "cpu",
         measure.wall_clock if options.gpu else measure.cpu_clock,
         options.batch,
+        Compute(options.precision, options.rematerialise),
         options.compile,
         options.seconds,
     )

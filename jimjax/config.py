@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jimjax.io.errors import InputError
+from jimjax.models.compute import Compute
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,10 @@ class PredictSection:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides the outcome of a training run, besides the particles."""
+    """Everything that decides the outcome of a training run, besides the particles.
+
+    The section ``compute`` is a ``Compute``.
+    """
 
     seed: int = 0
     network: NetworkSection = field(default_factory=NetworkSection)
@@ -194,6 +198,7 @@ class RunConfig:
     umtl: UMTLSection = field(default_factory=UMTLSection)
     cluster: ClusterSection = field(default_factory=ClusterSection)
     predict: PredictSection = field(default_factory=PredictSection)
+    compute: Compute = field(default_factory=Compute)
 
 
 def read_config(path: str | Path, kind: type = RunConfig) -> Any:

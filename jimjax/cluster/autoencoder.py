@@ -67,7 +67,7 @@ class Autoencoder(Clusterer):
         sign = 1 if config.contrast == CONTRAST else -1
         volumes = sign * normalize(particles.volumes)
         description = Description(self._sizes(volumes.shape[-1]), CONTRAST, particles.voxel_size)
-        network = build(description.config, jax.random.key(config.seed))
+        network = build(description.config, jax.random.key(config.seed), config.compute)
         if self._weights is not None:
             network = transplant(_checked(self._weights), network)
         record = None

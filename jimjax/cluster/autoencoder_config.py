@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jimjax.io.errors import InputError
+from jimjax.models.compute import PLAIN, Compute
 from jimjax.models.weights import Contrast
 from jimjax.train.patience import check_schedule
 
@@ -28,6 +29,7 @@ class AutoencoderConfig:
         patience: epochs without a gain on these, after which training ends.
         num_starts: of k-means.
         seed: of all that is random.
+        compute: precision, and whether memory is saved; see there.
     """
 
     preset: Literal["small", "paper"] = "paper"
@@ -43,6 +45,7 @@ class AutoencoderConfig:
     patience: int = 20
     num_starts: int = 100
     seed: int = 0
+    compute: Compute = PLAIN
 
     def __post_init__(self) -> None:
         """Refuses what cannot be done."""

@@ -41,7 +41,7 @@ from jimjax.ops import mixture
 from jimjax.train.state import Optimizer
 from jimjax.train.step import LossFunction, LossResult
 from jimjax.train.supervised import draw_balanced
-from jimjax.train.yopo import PRESETS, classify
+from jimjax.train.yopo import PRESETS
 
 HEAD_SPREAD = 0.01  # standard deviation of a new head's weights
 FLAT = 1e-6  # of the largest variance; an axis along which there is less tells nothing
@@ -152,7 +152,7 @@ def _make_loss(config: DeepClusterConfig, mesh: Mesh) -> LossFunction:
     change = perturb_all(mesh, max_shift=config.max_shift, noise=config.noise)
 
     def loss(network: Network, batch: Batch, key: jax.Array) -> tuple[jax.Array, LossResult]:
-        found, stats = classify(network, change(key, batch.volumes))
+        found, stats = functional.apply(network, change(key, batch.volumes), train=True)
         return cross_entropy(found.logits, *batch.lessons), LossResult(stats, {})
 
     return loss

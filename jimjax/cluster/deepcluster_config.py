@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from jimjax.models.compute import PLAIN, SPARING, Compute
 from jimjax.models.weights import Contrast
 
 
@@ -26,6 +27,7 @@ class DeepClusterConfig:
             are random crops of photographs; this is three of 32 voxels.
         noise: standard deviation that is added to particles of unit deviation.
         seed: of all that is random.
+        compute: precision, and whether memory is saved; see there.
     """
 
     preset: Literal["small", "paper"] = "paper"
@@ -41,10 +43,17 @@ class DeepClusterConfig:
     max_shift: float = 3 / 32
     noise: float = 0.3
     seed: int = 0
+    compute: Compute = SPARING
 
 
 def small() -> DeepClusterConfig:
     """For the small network, that begins with weights: few iterations, a hundredth of the rate."""
     return DeepClusterConfig(
-        preset="small", iterations=8, batch_size=64, learning_rate=5e-4, num_axes=16, num_starts=20
+        preset="small",
+        compute=PLAIN,
+        iterations=8,
+        batch_size=64,
+        learning_rate=5e-4,
+        num_axes=16,
+        num_starts=20,
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jimjax.cluster.components import Criterion
+from jimjax.models.compute import PLAIN, SPARING, Compute
 from jimjax.models.weights import Contrast
 
 
@@ -30,6 +31,7 @@ class DiscaConfig:
         head_epochs: training of a new head alone, on features as they are.
         head_rate: learning rate of that.
         seed: of all that is random.
+        compute: precision, and whether memory is saved; see there.
     """
 
     preset: Literal["small", "paper"] = "paper"
@@ -49,8 +51,11 @@ class DiscaConfig:
     head_epochs: int = 10
     head_rate: float = 1e-4
     seed: int = 0
+    compute: Compute = SPARING
 
 
 def small() -> DiscaConfig:
     """For the small network: ten times the published learning rates, for a tenth of the steps."""
-    return DiscaConfig(preset="small", criterion="left-out", learning_rate=1e-4, head_rate=1e-2)
+    return DiscaConfig(
+        preset="small", compute=PLAIN, criterion="left-out", learning_rate=1e-4, head_rate=1e-2
+    )

@@ -18,12 +18,12 @@ from jimjax.cluster.self_labelling import (
 )
 from jimjax.data import batches
 from jimjax.mesh import map_batch
+from jimjax.models import functional
 from jimjax.models.functional import Network
 from jimjax.ops import resample
 from jimjax.ops.rotation import random_rotation
 from jimjax.train.state import Optimizer
 from jimjax.train.step import LossFunction, LossResult
-from jimjax.train.yopo import classify
 
 MOST_CHANGED = 0.001  # share of the particles; fewer, and the classes are found
 
@@ -108,7 +108,7 @@ def _make_loss(config: DiscaConfig, mesh: Mesh) -> LossFunction:
         turned = map_batch(turn, mesh)(batch.volumes, keys)
         volumes = jnp.concatenate([batch.volumes, turned])
         volumes *= 1 + config.noise * jax.random.normal(noise_key, volumes.shape)
-        found, stats = classify(network, volumes)
+        found, stats = functional.apply(network, volumes, train=True)
         targets, is_used = (jnp.concatenate([each] * 2) for each in batch.lessons)
         return categorical_hinge(found.logits, targets, is_used), LossResult(stats, {})
 

@@ -12,18 +12,19 @@ from jimjax.models import functional
 from jimjax.models.functional import Network
 from jimjax.models.weights import Contrast, Weights
 
-BATCH_SIZE = 64  # particles at a time; has no influence on the result
+BATCH_SIZE = 64  # particles at a time
 
 
-def describe(network: Network, volumes: np.ndarray) -> Any:
+def describe(network: Network, volumes: np.ndarray, *, batch_size: int = BATCH_SIZE) -> Any:
     """Asks a network about particles; a pytree of ``(n, ...)`` as it answers.
 
     Args:
         network: of single particles.
         volumes: ``(n, z, y, x)``, normalised.
+        batch_size: particles at a time; has no influence on the result.
     """
     num = len(volumes)
-    return map_chunks(lambda rows: _describe(network, volumes[rows]), num, min(BATCH_SIZE, num))
+    return map_chunks(lambda rows: _describe(network, volumes[rows]), num, min(batch_size, num))
 
 
 @jax.jit

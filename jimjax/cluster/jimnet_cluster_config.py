@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jimjax.cluster.components import Criterion
+from jimjax.models.compute import PLAIN, Compute
 from jimjax.models.weights import Contrast
 
 
@@ -28,6 +29,7 @@ class JimNetClusterConfig:
         head_epochs: training of a new head alone, on features as they are.
         head_rate: learning rate of that.
         seed: of all that is random.
+        compute: precision, and whether memory is saved; see there.
     """
 
     preset: Literal["small", "paper"] = "paper"
@@ -43,6 +45,7 @@ class JimNetClusterConfig:
     head_epochs: int = 10
     head_rate: float = 1e-4
     seed: int = 0
+    compute: Compute = PLAIN
 
 
 def small() -> JimNetClusterConfig:

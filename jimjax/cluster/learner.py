@@ -112,7 +112,7 @@ class Learner(Clusterer):
         given = wanted if self._weights is None else self._weights.description.contrast
         volumes = (1 if given == wanted else -1) * normalize(particles.volumes)
         description = Description(self._sizes(volumes.shape[-1]), given, particles.voxel_size)
-        network = build(description.config, jax.random.key(self.config.seed))
+        network = build(description.config, jax.random.key(self.config.seed), self.config.compute)
         if self._weights is not None:
             network = transplant(self._weights, network)
         network, memory = self._train(network, volumes, particles, folder, resume, progress)

@@ -29,7 +29,7 @@ from jimjax.ops.matching import l2_normalize
 from jimjax.train.loop import Stage
 from jimjax.train.state import Optimizer
 from jimjax.train.step import LossFunction, LossResult
-from jimjax.train.yopo import PRESETS, classify
+from jimjax.train.yopo import PRESETS
 
 TINY = 1e-12  # beside the squared length of a class over a batch
 
@@ -129,7 +129,7 @@ def _make_loss(config: PicaConfig, mesh: Mesh, *, num_classes: int) -> LossFunct
     def loss(network: Network, batch: Batch, key: jax.Array) -> tuple[jax.Array, LossResult]:
         copies = jnp.concatenate([batch.volumes] * config.num_copies)
         both = jnp.concatenate([batch.volumes, change(key, copies)])
-        found, stats = classify(network, both)
+        found, stats = functional.apply(network, both, train=True)
         views = found.logits.reshape(1 + config.num_copies, len(batch.volumes), -1)
         main, parts = (
             partition_loss(each[0], each[1:], balance=config.balance)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from jimjax.models.compute import PLAIN, SPARING, Compute
 from jimjax.models.weights import Contrast
 
 
@@ -24,6 +25,7 @@ class PicaConfig:
             random crops of photographs; this is three of 32 voxels.
         noise: standard deviation that is added to copies of unit deviation.
         seed: of all that is random.
+        compute: precision, and whether memory is saved; see there.
     """
 
     preset: Literal["small", "paper"] = "paper"
@@ -38,10 +40,17 @@ class PicaConfig:
     max_shift: float = 3 / 32
     noise: float = 0.3
     seed: int = 0
+    compute: Compute = SPARING
 
 
 def small() -> PicaConfig:
     """For the small network: one copy, fewer epochs, ten times the learning rate."""
     return PicaConfig(
-        preset="small", epochs=10, batch_size=64, learning_rate=1e-3, num_parts=20, num_copies=1
+        preset="small",
+        compute=PLAIN,
+        epochs=10,
+        batch_size=64,
+        learning_rate=1e-3,
+        num_parts=20,
+        num_copies=1,
     )

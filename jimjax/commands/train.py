@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -47,6 +47,8 @@ class Train:
         process_id: which this is, from 0.
         fsdp: devices that share the memory for large parameters and what the optimiser keeps of
             them; has no influence on the outcome.
+        precision: overrides compute.precision of the configuration.
+        rematerialise: overrides compute.rematerialise of the configuration.
         seed: overrides the configuration's seed.
         num_classes: overrides network.num_classes of the configuration.
         tilt_min: lowest tilt of all particles, degrees; from the STAR file if not given.
@@ -66,6 +68,8 @@ class Train:
     num_processes: int | None = None
     process_id: int | None = None
     fsdp: int = 1
+    precision: Literal["float32", "bfloat16"] | None = None
+    rematerialise: bool | None = None
     seed: int | None = None
     num_classes: int | None = None
     tilt_min: float | None = None
@@ -176,7 +180,9 @@ class Train:
             config = replace(config, network=network)
         if self.weights is not None:
             config = replace(config, pretrain=replace(config.pretrain, steps=0))
-        return config
+        given = {"precision": self.precision, "rematerialise": self.rematerialise}
+        given = {name: value for name, value in given.items() if value is not None}
+        return replace(config, compute=replace(config.compute, **given))
 
 
 @contextmanager

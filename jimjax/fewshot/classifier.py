@@ -21,6 +21,7 @@ from jimjax.fewshot.episodes import EpisodeAccuracy, check_classes, score_episod
 from jimjax.fewshot.model import Model, embed
 from jimjax.fewshot.pretraining import PRESETS
 from jimjax.io.errors import InputError
+from jimjax.models.functional import computing
 from jimjax.models.weights import Description, Weights, build
 from jimjax.progress import Progress
 
@@ -174,8 +175,9 @@ class FewShotClassifier:
                 sizes = PRESETS[self.config.preset](box)
             except ValueError as problem:
                 raise InputError(f"particles of {box} voxels: {problem}") from problem
-            network = build(sizes, jax.random.key(self.config.seed))
+            network = build(sizes, jax.random.key(self.config.seed), self.config.compute)
             return Weights(Description(sizes, self.config.contrast, particles.voxel_size), network)
+        weights = weights._replace(network=computing(weights.network, self.config.compute))
         if weights.description.voxel_size:
             return weights
         described = replace(weights.description, voxel_size=float(particles.voxel_size))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jimjax.fewshot.losses import Method
+from jimjax.models.compute import PLAIN, Compute
 from jimjax.models.weights import Contrast
 
 
@@ -27,6 +28,7 @@ class FewShotConfig:
         decay_epochs: how many epochs lie between.
         patience: epochs without a better accuracy in validation after which training is over.
         seed: of all that is random.
+        compute: precision, and whether memory is saved; see there.
     """
 
     method: Method = "protonet"
@@ -43,6 +45,7 @@ class FewShotConfig:
     decay_epochs: int = 20
     patience: int = 20
     seed: int = 0
+    compute: Compute = PLAIN
 
 
 def small() -> FewShotConfig:

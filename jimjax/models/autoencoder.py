@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jimjax.models.blocks import Conv, max_pool, pool_to
+from jimjax.models.blocks import Conv, in_full, max_pool, pool_to, run_block
+from jimjax.models.compute import Compute
 from jimjax.ops.correlation import standardize
 from jimjax.ops.principal_axes import normalize_pose
 
@@ -69,7 +70,7 @@ class Autoencoder3D(nnx.Module):
     """
 
     def __init__(self, config: Autoencoder3DConfig, rngs: nnx.Rngs):
-        self.config = config
+        self.config, self.compute = config, Compute()
         width, num_flat = config.width, (config.size // SHRINKAGE) ** 3 * config.width
         self.encoder = nnx.List([Conv(num_in, width, rngs=rngs) for num_in in (1, width)])
         self.code = _dense(num_flat, config.code_length, rngs)
@@ -110,14 +111,19 @@ class Autoencoder3D(nnx.Module):
         flat = nnx.relu(self.hidden(code))
         maps = flat.reshape(len(flat), side, side, side, self.config.width)
         for conv in self.decoder:
-            maps = nnx.relu(conv(upsample(maps)))
-        return Reconstructed(code, self.closing(maps)[..., 0])
+            maps = run_block(self.compute, convolve_rectified, conv, upsample(maps))
+        return Reconstructed(code, in_full(self.closing(maps))[..., 0])
 
     def _encode(self, prepared: jax.Array) -> jax.Array:
         maps = prepared[..., None]
         for conv in self.encoder:
-            maps = max_pool(nnx.relu(conv(maps)))
-        return nnx.relu(self.code(maps.reshape(len(maps), -1)))
+            maps = max_pool(run_block(self.compute, convolve_rectified, conv, maps))
+        return nnx.relu(self.code(in_full(maps).reshape(len(maps), -1)))
+
+
+def convolve_rectified(conv: Conv, maps: jax.Array) -> jax.Array:
+    """A convolution and ReLU."""
+    return nnx.relu(conv(maps))
 
 
 def check_size(size: int, box: int) -> None:

@@ -1,13 +1,16 @@
 """Building blocks shared by the networks: convolutions, dilated stack, extractor."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from jimjax.models.compute import Compute
 from jimjax.ops.conv import conv3d, conv_transpose3d
 from jimjax.ops.fourier import spectral_pool
 from jimjax.ops.isotropic import NUM_RADII, SHELL_SIZES, isotropic_conv3d
@@ -72,7 +75,7 @@ class ExtractorConfig:
 
 
 class Conv(nnx.Module):
-    """A 3-D convolution of kernel 3 or 1, full or radial."""
+    """A 3-D convolution of kernel 3 or 1, full or radial; in and result are of its precision."""
 
     def __init__(
         self,
@@ -87,6 +90,7 @@ class Conv(nnx.Module):
         kernel_init: nnx.Initializer | None = None,
         rngs: nnx.Rngs,
     ):
+        self.compute = Compute()
         self.dilation, self.stride, self.padding = dilation, stride, padding
         self.is_isotropic = kernel == "isotropic" and size == 3
         fans = size**3 * num_in, size**3 * num_out
@@ -110,12 +114,12 @@ class Conv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolves ``(batch, z, y, x, in)`` into ``(batch, z', y', x', out)``."""
-        kernel = self.kernel[...]
+        x, kernel, bias = in_precision(self.compute, x, self.kernel[...], self.bias[...])
         if self.is_isotropic:
-            out = isotropic_conv3d(x, kernel, dilation=self.dilation) + self.bias[...]
+            out = isotropic_conv3d(x, kernel, dilation=self.dilation) + bias
             return _without_rim(out, self.dilation) if self.padding == "valid" else out
         out = conv3d(x, kernel, stride=self.stride, dilation=self.dilation, padding=self.padding)
-        return out + self.bias[...]
+        return out + bias
 
 
 class ConvTranspose(nnx.Module):
@@ -126,6 +130,7 @@ class ConvTranspose(nnx.Module):
     """
 
     def __init__(self, num_in: int, num_out: int, *, size: int, stride: int, rngs: nnx.Rngs):
+        self.compute = Compute()
         self.stride = stride
         deviation = (2.0 / ((size / stride) ** 3 * num_in)) ** 0.5
         shape = (size, size, size, num_in, num_out)
@@ -134,7 +139,8 @@ class ConvTranspose(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Spreads ``(batch, z, y, x, in)`` into ``(batch, stride z, stride y, stride x, out)``."""
-        return conv_transpose3d(x, self.kernel[...], stride=self.stride) + self.bias[...]
+        x, kernel, bias = in_precision(self.compute, x, self.kernel[...], self.bias[...])
+        return conv_transpose3d(x, kernel, stride=self.stride) + bias
 
 
 class DilatedStack(nnx.Module):
@@ -165,7 +171,7 @@ class Extractor(nnx.Module):
     """Turns volumes into feature maps, and into a few numbers that describe each volume."""
 
     def __init__(self, config: ExtractorConfig, *, rngs: nnx.Rngs):
-        self.config = config
+        self.config, self.compute = config, Compute()
         self.stacks = nnx.List(
             [
                 DilatedStack(
@@ -204,13 +210,52 @@ class Extractor(nnx.Module):
         return maps[-1], jnp.concatenate(pooled, axis=-1)
 
     def maps(self, volumes: jax.Array, *, train: bool) -> list[jax.Array]:
-        """Maps ``(batch, n, n, n, c)`` of every stack, then the features; volumes as above."""
+        """Maps ``(batch, n, n, n, c)`` of every stack, then the features; volumes as above.
+
+        The features are float32 in any precision.
+        """
         config = self.config
         hidden, maps = volumes[..., None], []
         for size, keep, stack in zip(config.sizes, config.keeps, self.stacks, strict=False):
-            hidden = stack(pool_to(hidden, keep, size), train=train)
+            run = functools.partial(_pool_and_stack, keep=keep, size=size, train=train)
+            hidden = run_block(self.compute, run, stack, hidden)
             maps.append(hidden)
-        return [*maps, self.closing(pool_to(hidden, config.keeps[-1], config.sizes[-1]))]
+        closed = self.closing(pool_to(hidden, config.keeps[-1], config.sizes[-1]))
+        return [*maps, in_full(closed)]
+
+
+def _pool_and_stack(
+    stack: DilatedStack, maps: jax.Array, *, keep: int, size: int, train: bool
+) -> jax.Array:
+    return stack(pool_to(maps, keep, size), train=train)
+
+
+def in_precision(compute: Compute, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Arrays as a layer computes with them; in "float32" they stay as they are."""
+    if compute.precision == "float32":
+        return arrays
+    return tuple(array.astype(compute.precision) for array in arrays)
+
+
+def in_full(maps: jax.Array) -> jax.Array:
+    """Maps as poses, scores and losses want them: float32."""
+    return maps.astype(jnp.promote_types(maps.dtype, jnp.float32))
+
+
+def run_block(
+    compute: Compute, run: Callable[[Any, jax.Array], jax.Array], parts: Any, maps: jax.Array
+) -> jax.Array:
+    """Runs a block of layers.
+
+    Args:
+        compute: says whether what it computes is kept for the gradient.
+        run: ``(parts, maps) -> maps``.
+        parts: modules; what they hold is given to ``run`` by this way alone.
+        maps: what goes in.
+    """
+    if not compute.rematerialise:
+        return run(parts, maps)
+    return nnx.remat(lambda parts, maps: run(parts, maps))(parts, maps)
 
 
 def pool_to(x: jax.Array, keep: int, size: int) -> jax.Array:
@@ -229,14 +274,24 @@ def max_pool(maps: jax.Array) -> jax.Array:
     return maps
 
 
-def batch_norm(num_channels: int, momentum: float, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    """Batch norm over batch and space with Keras' epsilon."""
-    return nnx.BatchNorm(num_channels, momentum=momentum, epsilon=BATCH_NORM_EPSILON, rngs=rngs)
+class BatchNorm(nnx.BatchNorm):
+    """Batch norm whose statistics are float32, and whose result is as precise as what it got."""
+
+    def __call__(self, x: jax.Array, *, use_running_average: bool) -> jax.Array:
+        """Normalises ``(..., channels)`` over all axes but the last."""
+        return super().__call__(x, use_running_average=use_running_average).astype(x.dtype)
+
+
+def batch_norm(
+    num_channels: int, momentum: float, rngs: nnx.Rngs, *, epsilon: float = BATCH_NORM_EPSILON
+) -> BatchNorm:
+    """Batch norm over batch and space; with Keras' epsilon unless told otherwise."""
+    return BatchNorm(num_channels, momentum=momentum, epsilon=epsilon, rngs=rngs)
 
 
 def statistic(maps: jax.Array, pool: Pool) -> jax.Array:
-    """One number per channel of ``(batch, z, y, x, c)``: a statistic over the box."""
-    axes = (1, 2, 3)
+    """One number per channel of ``(batch, z, y, x, c)``: a statistic over the box, float32."""
+    axes, maps = (1, 2, 3), in_full(maps)
     if pool == "max":
         return spatial_max(maps)
     if pool == "mean":

@@ -12,7 +12,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jimjax.models.blocks import Conv, Kernel, Pool, batch_norm, max_pool, pool_to, statistic
+from jimjax.models.blocks import (
+    Conv,
+    Kernel,
+    Pool,
+    batch_norm,
+    in_full,
+    max_pool,
+    pool_to,
+    run_block,
+    statistic,
+)
+from jimjax.models.compute import Compute
 
 PAPER_WIDTHS = (32, 32), (48, 48), (64, 64, 64, 64)
 
@@ -96,7 +107,7 @@ class DeepFinder(nnx.Module):
     """
 
     def __init__(self, config: DeepFinderConfig, rngs: nnx.Rngs):
-        self.config = config
+        self.config, self.compute = config, Compute()
         widths = [width for stage in config.widths for width in stage]
         self.convs = nnx.List(
             [
@@ -125,17 +136,25 @@ class DeepFinder(nnx.Module):
 
     def _describe(self, volumes: jax.Array, train: bool) -> jax.Array:
         config = self.config
+
+        def run(layers: tuple, maps: jax.Array) -> jax.Array:
+            convs, norms = layers
+            for place, conv in enumerate(convs):
+                maps = conv(maps)
+                if norms:
+                    maps = norms[place](maps, use_running_average=not train)
+                maps = nnx.relu(maps)
+            return maps
+
         maps, pooled, first = pool_to(volumes[..., None], config.size, config.size), [], 0
         for number, stage in enumerate(config.widths):
             maps = max_pool(maps) if number else maps
-            for place in range(first, first + len(stage)):
-                maps = self.convs[place](maps)
-                if config.has_norm:
-                    maps = self.norms[place](maps, use_running_average=not train)
-                maps = nnx.relu(maps)
+            last = first + len(stage)
+            layers = tuple(self.convs[first:last]), tuple(self.norms[first:last])
+            maps = run_block(self.compute, run, layers, maps)
             pooled += [statistic(maps, pool) for pool in config.pools]
-            first += len(stage)
-        return jnp.concatenate(pooled, axis=-1) if pooled else maps.reshape(len(maps), -1)
+            first = last
+        return jnp.concatenate(pooled, axis=-1) if pooled else in_full(maps).reshape(len(maps), -1)
 
 
 def paper(box: int, num_classes: int) -> DeepFinderConfig:

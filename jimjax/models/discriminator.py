@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jimjax.models.blocks import Conv
+from jimjax.models.blocks import Conv, in_full
 
 SLOPE = 0.2  # of the leaky ReLU below 0; Radford et al. 2016, DCGAN
 STEEPNESS = 10.0  # of the ramp of the reversal; Ganin et al., section 5.2
@@ -56,7 +56,7 @@ class Discriminator(nnx.Module):
         del train  # of no influence
         for conv in self.convs:
             maps = nnx.leaky_relu(conv(maps), SLOPE)
-        return self.closing(maps)[..., 0]
+        return in_full(self.closing(maps))[..., 0]
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class SemanticDiscriminator(nnx.Module):
         for halve, first, second in layers:
             maps = nnx.relu(halve(maps))
             maps = nnx.relu(maps + second(nnx.relu(first(maps))))
-        return self.closing(maps)[..., 0]
+        return in_full(self.closing(maps))[..., 0]
 
 
 def small_semantic(num_classes: int = 2) -> SemanticDiscriminatorConfig:

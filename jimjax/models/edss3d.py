@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import jax
 from flax import nnx
 
-from jimjax.models.autoencoder import check_size, small_size, upsample
-from jimjax.models.blocks import Conv, Kernel, max_pool, pool_to
+from jimjax.models.autoencoder import check_size, convolve_rectified, small_size, upsample
+from jimjax.models.blocks import Conv, Kernel, in_full, max_pool, pool_to, run_block
+from jimjax.models.compute import Compute
 from jimjax.ops.correlation import standardize
 
 HIGHEST_CLASS = 127  # of labels in int8
@@ -50,7 +51,7 @@ class Edss3d(nnx.Module):
     """
 
     def __init__(self, config: Edss3dConfig, rngs: nnx.Rngs):
-        self.config = config
+        self.config, self.compute = config, Compute()
         widths = (1, *[config.width] * 4)
         self.convs = nnx.List(
             [Conv(num_in, config.width, kernel=config.kernel, rngs=rngs) for num_in in widths]
@@ -73,8 +74,8 @@ class Edss3d(nnx.Module):
         maps = prepared[..., None]
         change = (max_pool, max_pool, upsample, upsample)
         for conv, resize in zip(self.convs, change, strict=False):
-            maps = resize(nnx.relu(conv(maps)))
-        return self.head(nnx.relu(self.convs[-1](maps)))
+            maps = resize(run_block(self.compute, convolve_rectified, conv, maps))
+        return in_full(self.head(nnx.relu(self.convs[-1](maps))))
 
 
 def paper(box: int, classes: tuple[int, ...]) -> Edss3dConfig:

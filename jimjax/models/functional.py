@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
+from jimjax.models.compute import Compute
+
 
 class Network(NamedTuple):
     """A network taken apart.
@@ -39,6 +41,15 @@ def create(build: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> Network:
     """
     graphdef, params, stats = nnx.split(build(nnx.Rngs(key)), nnx.Param, ...)
     return Network(graphdef, params, stats)
+
+
+def computing(network: Network, compute: Compute) -> Network:
+    """The same network, whose layers compute as told; its arrays are as they were."""
+    module = nnx.merge(*network)
+    for _, part in nnx.iter_modules(module):
+        if hasattr(part, "compute"):
+            part.compute = compute
+    return Network(nnx.split(module, nnx.Param, ...)[0], network.params, network.stats)
 
 
 def outline(build: Callable[[nnx.Rngs], nnx.Module]) -> Network:

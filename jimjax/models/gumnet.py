@@ -10,6 +10,7 @@ without noise left a small one where it began. A second design has the same laye
 tell rotations in about 1000; see ``GumNetConfig.design``.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -18,7 +19,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from jimjax.models.blocks import Conv, batch_norm, pool_to
+from jimjax.models.blocks import Conv, batch_norm, in_full, pool_to, run_block
+from jimjax.models.compute import Compute
 from jimjax.models.matching import TOWER_DEPTH, VALID_LOSS, CorrelationTower, windowed
 from jimjax.ops import matching
 from jimjax.ops.procrustes import nearest_rotation
@@ -240,7 +242,7 @@ class _Extractor(nnx.Module):
     """Valid convolutions, each followed by ReLU, batch norm and spectral pooling but the last."""
 
     def __init__(self, config: GumNetConfig, rngs: nnx.Rngs):
-        self.config = config
+        self.config, self.compute = config, Compute()
         num_norms = 1 if config.is_batch_norm_shared else 2
         kernel = "full" if config.design == "published" else "isotropic"
         self.convs, self.norms = nnx.List([]), nnx.List([])
@@ -251,12 +253,19 @@ class _Extractor(nnx.Module):
 
     def __call__(self, volumes: jax.Array, *, train: bool) -> jax.Array:
         """Maps sources followed by as many targets, ``(2 batch, z, y, x)``, to features."""
-        hidden = volumes[..., None]
-        pools = zip(self.config.keeps, self.config.sizes, strict=True)
-        for conv, norms in zip(self.convs[:-1], self.norms[:-1], strict=True):
-            hidden = _normalize(norms, nnx.relu(conv(hidden)), train)
-            hidden = pool_to(hidden, *next(pools))
-        return _normalize(self.norms[-1], self.convs[-1](hidden), train)
+        hidden, config = volumes[..., None], self.config
+        layers = zip(self.convs, self.norms, strict=True)
+        for keep, size, layer in zip(config.keeps, config.sizes, layers, strict=False):
+            run = functools.partial(_convolve_and_pool, keep=keep, size=size, train=train)
+            hidden = run_block(self.compute, run, layer, hidden)
+        return in_full(_normalize(self.norms[-1], self.convs[-1](hidden), train))
+
+
+def _convolve_and_pool(
+    layer: tuple[Conv, nnx.List], maps: jax.Array, *, keep: int, size: int, train: bool
+) -> jax.Array:
+    conv, norms = layer
+    return pool_to(_normalize(norms, nnx.relu(conv(maps)), train), keep, size)
 
 
 def _normalize(norms: nnx.List, maps: jax.Array, train: bool) -> jax.Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jimjax.models.blocks import Conv, batch_norm
+from jimjax.models.blocks import Conv, batch_norm, in_full
 from jimjax.ops import matching, rotation
 from jimjax.ops.rotation import Pose
 
@@ -84,7 +84,7 @@ class CorrelationTower(nnx.Module):
         hidden = matching.l2_normalize(correlation)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             hidden = nnx.relu(norm(conv(hidden), use_running_average=not train))
-        return hidden.reshape(hidden.shape[0], -1)
+        return in_full(hidden).reshape(hidden.shape[0], -1)
 
 
 class LocalDense(nnx.Module):
@@ -109,7 +109,7 @@ class LocalDense(nnx.Module):
         hidden = _local_correlation(*map(matching.l2_normalize, (source, target)), self.radius)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             hidden = nnx.relu(norm(conv(hidden), use_running_average=not train))
-        out = self.out(nnx.relu(self.hidden(hidden.reshape(hidden.shape[0], -1))))
+        out = self.out(nnx.relu(self.hidden(in_full(hidden).reshape(hidden.shape[0], -1))))
         return small_pose(out, box)
 
 

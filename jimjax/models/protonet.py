@@ -11,7 +11,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jimjax.models.blocks import Conv, Kernel, Pool, pool_to, statistic
+from jimjax.models.blocks import (
+    Conv,
+    Kernel,
+    Pool,
+    batch_norm,
+    in_full,
+    pool_to,
+    run_block,
+    statistic,
+)
+from jimjax.models.compute import Compute
 
 FIRST_SPREAD = 5.0  # summed variance of untrained embeddings; a softmax of distances learns from it
 EPSILON = 1e-5  # of batch norm and layer norm; PyTorch's default, which it was trained with
@@ -98,7 +108,7 @@ class ProtoNet(nnx.Module):
     """
 
     def __init__(self, config: ProtoNetConfig, rngs: nnx.Rngs):
-        self.config = config
+        self.config, self.compute = config, Compute()
         uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         self.convs = nnx.List(
             [
@@ -112,10 +122,12 @@ class ProtoNet(nnx.Module):
                 for before, after in zip((1, *config.widths), config.widths, strict=False)
             ]
         )
-        self.norms = nnx.List([_batch_norm(n, config.momentum, rngs) for n in config.widths])
+        self.norms = nnx.List(
+            [batch_norm(n, config.momentum, rngs, epsilon=EPSILON) for n in config.widths]
+        )
         if config.pools:
             num_pooled = len(config.pools) * sum(config.widths)
-            self.norm = _batch_norm(num_pooled, config.momentum, rngs)
+            self.norm = batch_norm(num_pooled, config.momentum, rngs, epsilon=EPSILON)
             spread = nnx.initializers.normal(
                 (FIRST_SPREAD / num_pooled / config.dense_width) ** 0.5
             )
@@ -128,13 +140,18 @@ class ProtoNet(nnx.Module):
         hidden = pool_to(volumes[..., None], config.size, config.size)
         first_halved = len(config.widths) - config.num_halvings
         pooled = []
-        for place, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            hidden = nnx.relu(norm(conv(hidden), use_running_average=not train))
+
+        def run(layer: tuple, maps: jax.Array) -> jax.Array:
+            conv, norm = layer
+            return nnx.relu(norm(conv(maps), use_running_average=not train))
+
+        for place, layer in enumerate(zip(self.convs, self.norms, strict=True)):
+            hidden = run_block(self.compute, run, layer, hidden)
             pooled += [statistic(hidden, pool) for pool in config.pools]
             if place >= first_halved:
                 hidden = halve(hidden)
         if not config.pools:
-            return Embedded(hidden.reshape(len(hidden), -1))
+            return Embedded(in_full(hidden).reshape(len(hidden), -1))
         flat = self.norm(jnp.concatenate(pooled, axis=-1), use_running_average=not train)
         return Embedded(self.dense(flat))
 
@@ -199,7 +216,3 @@ def small(box: int) -> ProtoNetConfig:
         pools=("max", "mean", "std"),
         dense_width=64,
     )
-
-
-def _batch_norm(num_channels: int, momentum: float, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    return nnx.BatchNorm(num_channels, momentum=momentum, epsilon=EPSILON, rngs=rngs)

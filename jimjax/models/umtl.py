@@ -27,9 +27,12 @@ from jimjax.models.blocks import (
     Extractor,
     ExtractorConfig,
     batch_norm,
+    in_full,
     pool_to,
+    run_block,
     statistic,
 )
+from jimjax.models.compute import Compute
 from jimjax.models.jimnet import Described, Regressor
 from jimjax.models.matching import (
     TOWER_DEPTH,
@@ -332,6 +335,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, stage: ExtractorConfig, config: UMTLConfig, *, rngs: nnx.Rngs):
         self.box, self.size = config.box, min(config.mask_size, config.box)
+        self.compute = Compute()
         skips = (*reversed(stage.widths), 1)
         widths = (*reversed(stage.widths), config.mask_width)
         self.convs = nnx.List(
@@ -346,13 +350,17 @@ class Decoder(nnx.Module):
 
     def __call__(self, volumes: jax.Array, maps: list[jax.Array]) -> jax.Array:
         """Logits ``(batch, z, y, x)`` of volumes of that shape, from the extractor's maps."""
+
+        def run(conv: Conv, maps: tuple[jax.Array, jax.Array]) -> jax.Array:
+            hidden, skip = maps
+            return nnx.relu(conv(jnp.concatenate([_interpolated(hidden, skip.shape[1]), skip], -1)))
+
         seen = pool_to(volumes[..., None], self.size, self.size)
         hidden = maps[-1]
         for conv, skip in zip(self.convs, (*reversed(maps[:-1]), seen), strict=True):
-            resized = _interpolated(hidden, skip.shape[1])
-            hidden = nnx.relu(conv(jnp.concatenate([resized, skip], axis=-1)))
+            hidden = run_block(self.compute, run, conv, (hidden, skip))
         prior = jnp.log(INITIAL_SHARE / (1 - INITIAL_SHARE))
-        return _interpolated(self.out(hidden), self.box)[..., 0] + prior
+        return _interpolated(in_full(self.out(hidden)), self.box)[..., 0] + prior
 
 
 def _interpolated(maps: jax.Array, size: int) -> jax.Array:

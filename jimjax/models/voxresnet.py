@@ -7,7 +7,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jimjax.models.blocks import Conv, ConvTranspose, batch_norm
+from jimjax.models.blocks import (
+    Conv,
+    ConvTranspose,
+    batch_norm,
+    in_full,
+    in_precision,
+    run_block,
+)
+from jimjax.models.compute import Compute
 from jimjax.ops.conv import conv3d
 
 SHRINKAGE = 8  # of the box between input and deepest maps: three halvings
@@ -76,7 +84,7 @@ class VoxResNet(nnx.Module):
     """
 
     def __init__(self, config: VoxResNetConfig, rngs: nnx.Rngs):
-        self.config = config
+        self.config, self.compute = config, Compute()
         widths, momentum = config.widths, config.momentum
         self.first = _conv(1, widths[0], rngs)
         self.first_norm = batch_norm(widths[0], momentum, rngs)
@@ -91,35 +99,50 @@ class VoxResNet(nnx.Module):
 
     def __call__(self, volumes: jax.Array, *, train: bool) -> Segmented:
         """Segments volumes ``(batch, z, y, x)`` whose sides are multiples of 8."""
-        maps = self.first(volumes[..., None])
-        maps = self.second(nnx.relu(self.first_norm(maps, use_running_average=not train)))
-        taps = [maps]
+
+        def begin(layers: tuple, maps: jax.Array) -> jax.Array:
+            first, norm, second = layers
+            return second(nnx.relu(norm(first(maps), use_running_average=not train)))
+
+        layers = self.first, self.first_norm, self.second
+        taps = [run_block(self.compute, begin, layers, volumes[..., None])]
         for stage in self.stages:
             taps.append(stage(taps[-1], train=train))
-        return Segmented(self._logits(taps), tuple(taps))
+        logits = run_block(self.compute, self._sum_heads, self.heads, taps)
+        return Segmented(logits, tuple(map(in_full, taps)))
 
-    def _logits(self, taps: list[jax.Array]) -> jax.Array:
+    def _sum_heads(self, heads: nnx.List, taps: list[jax.Array]) -> jax.Array:
         """Sums what the heads say, by one convolution that has the kernels of all."""
-        spread = [head(maps) for head, maps in zip(self.heads, taps, strict=True)]
-        closings = [head.closing for head in self.heads]
+        spread = [head(maps) for head, maps in zip(heads, taps, strict=True)]
+        closings = [head.closing for head in heads]
         kernel = jnp.concatenate([closing.kernel[...] for closing in closings], axis=3)
         bias = sum(closing.bias[...] for closing in closings)
-        return conv3d(jnp.concatenate(spread, axis=-1), kernel) + bias
+        maps, kernel = in_precision(self.compute, jnp.concatenate(spread, axis=-1), kernel)
+        return in_full(conv3d(maps, kernel)) + bias
 
 
 class Stage(nnx.Module):
     """Halves the resolution; then two residual modules."""
 
     def __init__(self, config: VoxResNetConfig, num_in: int, rngs: nnx.Rngs):
+        self.compute = Compute()
         self.norm = batch_norm(num_in, config.momentum, rngs)
         self.halve = _conv(num_in, config.width, rngs, stride=2)
         self.residuals = nnx.List([Residual(config, rngs) for _ in range(2)])
 
     def __call__(self, maps: jax.Array, *, train: bool) -> jax.Array:
         """Maps ``(batch, z, y, x, num_in)`` to ``(batch, z / 2, y / 2, x / 2, width)``."""
-        maps = self.halve(nnx.relu(self.norm(maps, use_running_average=not train)))
+
+        def halve(layers: tuple, maps: jax.Array) -> jax.Array:
+            norm, conv = layers
+            return conv(nnx.relu(norm(maps, use_running_average=not train)))
+
+        def add(residual: Residual, maps: jax.Array) -> jax.Array:
+            return residual(maps, train=train)
+
+        maps = run_block(self.compute, halve, (self.norm, self.halve), maps)
         for residual in self.residuals:
-            maps = residual(maps, train=train)
+            maps = run_block(self.compute, add, residual, maps)
         return maps
 
 

@@ -25,6 +25,7 @@ from jimjax.io.errors import InputError
 from jimjax.io.files import open_input, replace_file
 from jimjax.models import functional
 from jimjax.models.autoencoder import Autoencoder3D, Autoencoder3DConfig
+from jimjax.models.compute import Compute
 from jimjax.models.deepfinder import DeepFinder, DeepFinderConfig
 from jimjax.models.edss3d import Edss3d, Edss3dConfig
 from jimjax.models.functional import Network
@@ -101,9 +102,10 @@ class Weights(NamedTuple):
         return digest_arrays(repr(self.description), arrays)
 
 
-def build(config: NetworkConfig, key: jax.Array) -> Network:
-    """Builds an untrained network of a configuration."""
-    return functional.create(_builder(config), key)
+def build(config: NetworkConfig, key: jax.Array, compute: Compute | None = None) -> Network:
+    """Builds an untrained network of a configuration, which computes in float32 unless told."""
+    network = functional.create(_builder(config), key)
+    return network if compute is None else functional.computing(network, compute)
 
 
 def save_weights(path: str | Path, weights: Weights) -> None:

@@ -10,11 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
-from jimjax.models.blocks import Conv, Kernel, Pool, batch_norm, pool_to, statistic
-
-BLOCK = "yopo block"  # names what rematerialisation keeps
+from jimjax.models.blocks import Conv, Kernel, Pool, batch_norm, pool_to, run_block, statistic
+from jimjax.models.compute import Compute
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class Yopo(nnx.Module):
     """
 
     def __init__(self, config: YopoConfig, rngs: nnx.Rngs):
-        self.config = config
+        self.config, self.compute = config, Compute()
         orthogonal = nnx.initializers.orthogonal()
         self.convs = nnx.List(
             [
@@ -101,9 +99,13 @@ class Yopo(nnx.Module):
         """Describes and classifies volumes ``(batch, z, y, x)``."""
         hidden = pool_to(volumes[..., None], self.config.size, self.config.size)
         pooled = []
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            hidden = norm(nnx.elu(conv(hidden)), use_running_average=not train)
-            hidden = checkpoint_name(hidden, BLOCK)
+
+        def run(layer: tuple, maps: jax.Array) -> jax.Array:
+            conv, norm = layer
+            return norm(nnx.elu(conv(maps)), use_running_average=not train)
+
+        for layer in zip(self.convs, self.norms, strict=True):
+            hidden = run_block(self.compute, run, layer, hidden)
             pooled += [statistic(hidden, pool) for pool in self.config.pools]
         flat = self.norm(jnp.concatenate(pooled, axis=-1), use_running_average=not train)
         features = self.dense(flat)

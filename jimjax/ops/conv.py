@@ -210,9 +210,7 @@ class _Forms(NamedTuple):
 
 _CONVOLVE = _Forms(windows.convolve, _on_cpu, gpu.convolve)
 _SPREAD = _Forms(windows.spread, _spread_on_cpu, gpu.spread)
-_CONVOLVE_GRADIENTS = _Forms(
-    _gradients_of(windows.convolve), _gradients_on_cpu, _gradients_of(gpu.convolve)
-)
+_CONVOLVE_GRADIENTS = _Forms(_gradients_of(windows.convolve), _gradients_on_cpu, gpu.gradients)
 _SPREAD_GRADIENTS = _Forms(
     _gradients_of(windows.spread), _spread_gradients_on_cpu, _gradients_of(gpu.spread)
 )

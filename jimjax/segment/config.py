@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from jimjax.io.errors import InputError
+from jimjax.models.compute import PLAIN, Compute
 from jimjax.models.weights import Contrast
 
 Method = Literal["source-only", "supervised", "dann", "pdam", "asc", "le-uda", "vox-uda"]
@@ -52,6 +53,7 @@ class SegmentConfig:
         ramp_epochs: until what a teacher says counts in full; from nearly nothing at first.
         adversarial: weight of what the discriminators say.
         seed: of all that is random.
+        compute: precision, and whether memory is saved; see there.
     """
 
     method: Method = "vox-uda"
@@ -78,6 +80,7 @@ class SegmentConfig:
     ramp_epochs: int = 100
     adversarial: float = 1.0
     seed: int = 0
+    compute: Compute = PLAIN
 
     def __post_init__(self) -> None:
         """Refuses what cannot be done."""

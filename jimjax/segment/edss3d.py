@@ -152,7 +152,7 @@ def teach(
     volumes = sign * normalize(particles.volumes)
     lesson = prepare_lesson(model.weights, volumes, labels, training, sizes.size)
     description = Description(sizes, given.contrast, given.voxel_size)
-    network = build(sizes, jax.random.key(training.seed))
+    network = build(sizes, jax.random.key(training.seed), training.compute)
     examples = Example(prepare(network, volumes[lesson.rows]), lesson.channels)
     errors = _make_errors(_weights_of(lesson.channels, training))
     record = None

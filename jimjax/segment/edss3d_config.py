@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jimjax.io.errors import InputError
+from jimjax.models.compute import PLAIN, Compute
 from jimjax.models.edss3d import HIGHEST_CLASS
 from jimjax.train.patience import check_schedule
 
@@ -26,6 +27,7 @@ class Edss3dTraining:
         validation: share of the particles that only say when to end, drawn at random.
         patience: epochs without a gain on these, after which training ends.
         seed: of all that is random.
+        compute: precision, and whether memory is saved; see there.
     """
 
     clusters: tuple[int, ...] = (1,)
@@ -39,6 +41,7 @@ class Edss3dTraining:
     validation: float = 0.1
     patience: int = 20
     seed: int = 0
+    compute: Compute = PLAIN
 
     def __post_init__(self) -> None:
         """Refuses what cannot be done."""

@@ -120,7 +120,7 @@ def build_parts(config: SegmentConfig, sizes: VoxResNetConfig) -> Parts:
     judges = {
         name: functional.create(kinds[name], key) for name, key in zip(names, keys, strict=False)
     }
-    segmenter = build(sizes, segmenter_key)
+    segmenter = build(sizes, segmenter_key, config.compute)
     return Parts(segmenter, judges)
 
 

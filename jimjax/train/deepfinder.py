@@ -41,7 +41,8 @@ def network_config(config: RunConfig, box: int) -> DeepFinderConfig:
 
 def build_network(config: RunConfig, box: int) -> Network:
     """Builds the network of a configuration for particles of a box size."""
-    return weights.build(network_config(config, box), jax.random.key(config.seed))
+    key = jax.random.key(config.seed)
+    return weights.build(network_config(config, box), key, config.compute)
 
 
 def molecule_stage(config: RunConfig, tilt_ranges: np.ndarray, box: int, mesh: Mesh) -> Stage:

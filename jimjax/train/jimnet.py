@@ -56,7 +56,8 @@ def network_config(config: RunConfig, box: int) -> jimnet.JimNetConfig:
 
 def build_network(config: RunConfig, box: int) -> Network:
     """Builds the network of a configuration for particles of a box size."""
-    return weights.build(network_config(config, box), jax.random.key(config.seed))
+    key = jax.random.key(config.seed)
+    return weights.build(network_config(config, box), key, config.compute)
 
 
 def build_optimizer(config: RunConfig, num_particles: int) -> Optimizer:

@@ -18,6 +18,7 @@ from jimjax.mesh import replicate, split_batch, split_state, whole
 from jimjax.models.functional import Network
 from jimjax.progress import Interrupted, Progress, stop_request
 from jimjax.train.checkpoint import Checkpoints
+from jimjax.train.costs import count_flops, peak_flops
 from jimjax.train.meter import Meter
 from jimjax.train.profile import Profile
 from jimjax.train.state import Optimizer, TrainState
@@ -155,8 +156,10 @@ class _Step:
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         if self._compiled is None:
             with meter.compiling():
-                self._compiled = self._step.lower(state, batch, key).compile()
-            meter.know(self._compiled)
+                traced = self._step.trace(state, batch, key)
+                self._compiled = traced.lower().compile()
+                if peak_flops() is not None:
+                    meter.know(count_flops(traced) / key.sharding.num_devices)
         return self._compiled(state, batch, key)
 
 

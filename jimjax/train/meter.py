@@ -4,18 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-import jax
-
-# Floating-point operations per second of one device, dense bfloat16; vendors' data sheets.
-PEAKS = {
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-}
+from jimjax.train.costs import peak_flops
 
 
 class Meter:
@@ -28,7 +17,7 @@ class Meter:
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock, self._began = clock, clock()
         self._stepped = 0.0  # seconds of all epochs
-        self._flops = 0.0  # of a step, one device's share
+        self._flops = 0.0  # of a step, on each device
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
@@ -44,10 +33,9 @@ class Meter:
         yield
         self._epoch_compiled += self._clock() - began
 
-    def know(self, step: jax.stages.Compiled) -> None:
-        """Learns what a step costs."""
-        costs = step.cost_analysis() or {}
-        self._flops = float(costs.get("flops", 0.0))
+    def know(self, flops: float) -> None:
+        """Learns how many operations a step is, on each device."""
+        self._flops = flops
 
     def fed(self, seconds: float, *, was_idle: bool) -> None:
         """A batch was made.
@@ -73,7 +61,7 @@ class Meter:
             input_wait_share: of that time at most, in which devices wait for input.
             compile_seconds: of this epoch, not among the steps'.
             goodput: share of the time since the run began in which there were steps.
-            flop_utilisation: operations that the compiled step counts, over what the devices could
+            flop_utilisation: operations of plain convolutions, over what the devices could
                 do in bfloat16; where that is known.
         """
         if not self._num_steps:
@@ -91,10 +79,3 @@ class Meter:
         if peak is not None and self._flops:
             told["flop_utilisation"] = self._flops * self._num_steps / seconds / peak
         return told
-
-
-def peak_flops() -> float | None:
-    """Of one device of those at hand, bfloat16; None where it is not known."""
-    kind = jax.devices()[0].device_kind
-    known = (peak for name, peak in PEAKS.items() if name in kind)
-    return next(known, None)

@@ -16,6 +16,7 @@ from jimjax.data.subtomograms import Subtomograms, normalize
 from jimjax.io.errors import InputError
 from jimjax.mesh import data_mesh, map_batch, replicate
 from jimjax.models import deepfinder, functional
+from jimjax.models.compute import PLAIN, Compute
 from jimjax.models.functional import Network
 from jimjax.models.weights import Contrast, Description, Weights, build, transplant
 from jimjax.progress import Progress
@@ -45,6 +46,7 @@ class SupervisedConfig:
             are 13 of 40 voxels of a tomogram; here what leaves the box comes in again opposite.
         turn_share: share of the particles that are turned by 180 degrees about the tilt axis.
         seed: of all that is random.
+        compute: precision, and whether memory is saved; see there.
     """
 
     preset: Literal["small", "paper"] = "paper"
@@ -56,6 +58,7 @@ class SupervisedConfig:
     max_shift: float = 13 / 40
     turn_share: float = 0.5
     seed: int = 0
+    compute: Compute = PLAIN
 
     def __post_init__(self) -> None:
         """Refuses what cannot be done."""
@@ -126,7 +129,7 @@ def train_classifier(
     except ValueError as problem:
         raise InputError(f"particles of {box} voxels: {problem}") from problem
     description = Description(sizes, given, particles.voxel_size)
-    network = build(sizes, jax.random.key(config.seed))
+    network = build(sizes, jax.random.key(config.seed), config.compute)
     if weights is not None:
         network = _with_encoder(weights, network)
     mesh, optimizer = data_mesh(), build_optimizer(config, len(particles))

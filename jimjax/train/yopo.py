@@ -1,7 +1,5 @@
 """A YOPO in training: on molecules before it sees a particle, and on particles."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +23,8 @@ def network_config(config: RunConfig, box: int) -> yopo.YopoConfig:
 
 def build_network(config: RunConfig, box: int) -> Network:
     """Builds the network of a configuration for particles of a box size."""
-    return weights.build(network_config(config, box), jax.random.key(config.seed))
+    key = jax.random.key(config.seed)
+    return weights.build(network_config(config, box), key, config.compute)
 
 
 def molecule_stage(config: RunConfig, tilt_ranges: np.ndarray, box: int, mesh: Mesh) -> Stage:
@@ -43,21 +42,3 @@ def contrast_loss(network: Network, pairs: MoleculePairs) -> tuple[jax.Array, Lo
     first, second = jnp.split(found.features, 2)
     value = losses.contrastive_loss(first, second)
     return value, LossResult(stats, {"contrast": value})
-
-
-def classify(network: Network, volumes: jax.Array) -> tuple[yopo.Encoded, Any]:
-    """What a YOPO in training says, and its statistics; only results of blocks are kept.
-
-    Everything else is computed anew for the gradient, so that the published sizes fit a GPU.
-
-    Args:
-        network: a YOPO.
-        volumes: ``(batch, z, y, x)``.
-    """
-
-    def forward(params: Any, stats: Any, volumes: jax.Array) -> tuple[yopo.Encoded, Any]:
-        current = network._replace(params=params, stats=stats)
-        return functional.apply(current, volumes, train=True)
-
-    keep = jax.checkpoint_policies.save_only_these_names(yopo.BLOCK)
-    return jax.checkpoint(forward, policy=keep)(network.params, network.stats, volumes)

@@ -212,13 +212,35 @@ def test_bfloat16_sums_in_float32(num_out):
     assert jnp.all(out == 1024)
 
 
-def test_other_platforms_get_one_3d_convolution(key):
+def test_other_platforms_get_one_convolution(key):
     operands = _operands(key, (7, 8, 9), 3, 4)
+    tpu = jax.export.export(jax.jit(conv3d), platforms=["tpu"])(*operands).mlir_module()
     cuda = jax.export.export(jax.jit(conv3d), platforms=["cuda"])(*operands).mlir_module()
     cpu = jax.export.export(jax.jit(conv3d), platforms=["cpu"])(*operands).mlir_module()
-    assert cuda.count("stablehlo.convolution") == 1
-    assert "[b, 0, 1, 2, f]" in cuda
-    assert "[b, 0, 1, 2, f]" not in cpu
+    assert tpu.count("stablehlo.convolution") == cuda.count("stablehlo.convolution") == 1
+    assert "[b, 0, 1, 2, f]" in tpu
+    assert "[b, 0, 1, f]" in cuda
+    assert "[b, 0, 1, 2, f]" not in cuda + cpu
+
+
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_bfloat16_is_float32_rounded(dilation, padding, key):
+    """The result to one rounding of its size, gradients, which are summed of parts, to two."""
+    operands = _operands(key, (7, 8, 9), 5, 6, dtype=jnp.bfloat16)
+
+    def run(x, kernel):
+        def convolve(x, kernel):
+            return conv3d(x, kernel, dilation=dilation, padding=padding)
+
+        out, pullback = jax.vjp(convolve, x, kernel)
+        return out, *pullback(jnp.ones_like(out))
+
+    for half, single in zip(run(*operands), run(*(o.astype(float) for o in operands)), strict=True):
+        assert half.dtype == jnp.bfloat16
+        error = jnp.abs(half.astype(float) - single)
+        assert jnp.max(error) <= 2**-7 * jnp.max(jnp.abs(single))
 
 
 def test_large_strided_kernels_agree_with_xla(key):
