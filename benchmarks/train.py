@@ -11,7 +11,7 @@ much their losses before the first step differ, or their answers in inference, r
 largest. Interleaved medians, on one pinned thread in CPU time or, with ``--gpu``, on the
 accelerator in wall time. ``ratio`` is the peer's time over ours, above 1 we are ahead; PyTorch is
 timed with both layouts, and in bfloat16 by its autocast. A row of a Jim-Net in inference is the
-clustering of particles alone. Operations are those of plain convolutions, counted before
+clustering of particles alone. Operations are those of convolutions and products, counted before
 compilation; their rate is also given as a share of the device's peak in bfloat16, if it is known.
 """
 
@@ -23,7 +23,6 @@ if __name__ == "__main__":
     measure.share() if "--gpu" in sys.argv else measure.pin()
 
 import argparse
-import contextlib
 import importlib.metadata
 import json
 import platform
@@ -205,9 +204,9 @@ class Bench(NamedTuple):
             ours, program = prepare(case, network, batch)
             first = np.asarray(ours())
             functions, errors, peaks = {}, {}, {}
-            for peer, call in self._peers(case, network, batch, mode):
-                with _watch_memory(self.device) as peaks[peer]:
-                    theirs = call().detach().float().cpu().numpy()
+            for peer, call, held in self._peers(case, network, batch, mode):
+                theirs = call().detach().float().cpu().numpy()
+                peaks[peer] = _most_held(self.device) - held
                 errors[peer] = float(np.abs(first - theirs).max() / np.abs(theirs).max())
                 functions[peer] = call
             every = [ours, *functions.values()]
@@ -230,7 +229,7 @@ class Bench(NamedTuple):
                     "particles_per_second": self.num / own,
                     "compile_seconds": program.seconds,
                     "peak_bytes": program.peak_bytes,
-                    "peer_peak_bytes": peaks[peer].get("bytes"),
+                    "peer_peak_bytes": peaks[peer] or None,
                     "gflops_per_particle": program.flops / self.num / 1e9,
                     "gflops_per_second": rate / 1e9,
                     "flop_utilisation": rate / peak_flops() if peak_flops() else None,
@@ -272,9 +271,11 @@ class Bench(NamedTuple):
 
     def _peers(
         self, case: Case, network: Network, batch: Mapping[str, np.ndarray], mode: str
-    ) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+    ) -> Iterator[tuple[str, Callable[[], torch.Tensor], int]]:
+        """Name, function, and the memory that those before it hold."""
         for name, layout in LAYOUTS.items():
             for how in ("", ", compiled") if self.compiles else ("",):
+                held = _now_held(self.device)
                 module = case.peer(case.config)
                 networks.load(module, functional.name_arrays(network.params))
                 module = module.to(self.device).to(memory_format=layout)
@@ -286,7 +287,7 @@ class Bench(NamedTuple):
                     tensors = {
                         key: t.flip(-1, -2, -3) if t.ndim == 4 else t for key, t in tensors.items()
                     }
-                yield name + how, self._peer(case, module, tensors, mode, bool(how))
+                yield name + how, self._peer(case, module, tensors, mode, bool(how)), held
 
     def _peer(
         self, case: Case, module: torch.nn.Module, batch: Tensors, mode: str, compiles: bool
@@ -354,15 +355,16 @@ def _compile(function: Any, *arguments: Any) -> Program:
     return Program(compiled, seconds, count_flops(traced), peak_bytes(compiled))
 
 
-@contextlib.contextmanager
-def _watch_memory(device: str) -> Iterator[dict[str, int]]:
-    """Says afterwards how much PyTorch has held at most, where it tells."""
-    held: dict[str, int] = {}
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    yield held
-    if device == "cuda":
-        held["bytes"] = torch.cuda.max_memory_allocated()
+def _now_held(device: str) -> int:
+    """Bytes that PyTorch holds on a GPU; from here on the most of them is remembered."""
+    if device != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def _most_held(device: str) -> int:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else 0
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ class Meter:
             input_wait_share: of that time at most, in which devices wait for input.
             compile_seconds: of this epoch, not among the steps'.
             goodput: share of the time since the run began in which there were steps.
-            flop_utilisation: operations of plain convolutions, over what the devices could
+            flop_utilisation: operations of convolutions and products, over what the devices could
                 do in bfloat16; where that is known.
         """
         if not self._num_steps:
