@@ -55,6 +55,16 @@ def tilt_range(tilt_min: float | None, tilt_max: float | None) -> tuple[float, f
     return tilt_min, tilt_max
 
 
+def check_box(box: int | None) -> None:
+    """Raises unless the side of boxes to cut out makes sense, if it was given.
+
+    Raises:
+        InputError: if it does not.
+    """
+    if box is not None and box < 2:
+        raise InputError(f"--box must be 2 voxels or more, got {box}")
+
+
 def command_line() -> str:
     """The command as it was typed."""
     return shlex.join(["jimjax", *sys.argv[1:]])
