@@ -60,9 +60,6 @@ class LazyVolumes:
             first += len(piece)
         return whole
 
-    def __neg__(self) -> "LazyVolumes":
-        return self.map(np.negative)
-
     def __rmul__(self, factor: float) -> "LazyVolumes":
         return self.map(lambda volumes: factor * volumes)
 
@@ -87,6 +84,11 @@ class LazyVolumes:
 
 
 Volumes = np.ndarray | LazyVolumes
+
+
+def select_rows(array: Volumes, rows: np.ndarray) -> Volumes:
+    """Rows ``(m,)`` of an array; of a lazy one, still not read."""
+    return array.select(rows) if isinstance(array, LazyVolumes) else array[rows]
 
 
 def pieces_of(array: Volumes) -> Iterator[np.ndarray]:

@@ -27,7 +27,7 @@ from jimjax.data.columns import (
     tilt_ranges_of,
 )
 from jimjax.data.images import read_masks
-from jimjax.data.lazy import LazyVolumes, Volumes, pieces_of
+from jimjax.data.lazy import LazyVolumes, Volumes, pieces_of, select_rows
 from jimjax.data.opening import one_warning_of_a_kind, open_particles
 from jimjax.io import mrc, star
 from jimjax.io.convert import relion_from_rotation, relion_from_shift
@@ -70,10 +70,8 @@ class Subtomograms:
         rows = np.arange(len(self))[np.asarray(indices, dtype=_index_dtype(indices))]
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, value in values.items():
-            if isinstance(value, np.ndarray):
-                values[name] = value[rows]
-            if isinstance(value, LazyVolumes):
-                values[name] = value.select(rows)
+            if isinstance(value, Volumes):
+                values[name] = select_rows(value, rows)
         values["names"] = tuple(self.names[row] for row in rows)
         return Subtomograms(**values)
 

@@ -121,7 +121,7 @@ def read(view: "tensorstore.TensorStore", path: PathLike) -> np.ndarray:
         ZarrFormatError: if a chunk is missing or damaged.
     """
     try:
-        return np.array(view.read().result())
+        return np.asarray(view.read().result())
     except (ValueError, IndexError, NotImplementedError) as problem:
         raise _unreadable(path, problem) from problem
 
