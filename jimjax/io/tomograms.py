@@ -162,7 +162,7 @@ def _voxel_size(
     path: Path, levels: list[Mapping[str, Any]], order: list[int], units: list[Any]
 ) -> float | None:
     """The product of the scales of a dataset and of its image, in angstrom."""
-    if any(unit not in ANGSTROM for unit in units):
+    if not all(isinstance(unit, str) and unit in ANGSTROM for unit in units):
         return None
     sizes = np.array([ANGSTROM[unit] for unit in units])
     for level in levels:

@@ -1,5 +1,6 @@
 """Particles are cut out of MRC and OME-Zarr tomograms alike, where the table says they are."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -234,6 +235,37 @@ def test_ome_zarr_that_is_none_is_refused(voxels, tmp_path, function, problem):
     change(tmp_path / "tomo" / ".zattrs", function)
     said = refusal(write_picks(tmp_path))
     assert problem in said
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_metadata_of_any_kind_is_read_or_refused(voxels, tmp_path, version):
+    WRITERS[version](tmp_path / "tomo", voxels)
+    picks = write_picks(tmp_path, PLACES[:3])
+    group = "zarr.json" if version == "0.5" else ".zattrs"
+    array = "0/zarr.json" if version == "0.5" else "0/.zarray"
+    random = np.random.default_rng(0)
+    others = [None, 0, -1, 2**70, np.inf, "x", "..", "\0", [], {}, [[1]], {"a": 1}, True]
+    for name in (group, array):
+        path = tmp_path / "tomo" / name
+        good = path.read_text()
+        for _ in range(40):
+            found = json.loads(good)
+            holders = list(_holders(found))
+            holder, key = holders[random.integers(len(holders))]
+            holder[key] = others[random.integers(len(others))]
+            path.write_text(json.dumps(found))
+            with contextlib.suppress(InputError):  # and nothing else
+                load(picks, box=BOX)
+        path.write_text(good)
+
+
+def _holders(found):
+    """Everything in JSON that can be something else."""
+    keys = found.keys() if isinstance(found, dict) else range(len(found))
+    for key in keys:
+        yield found, key
+        if isinstance(found[key], dict | list):
+            yield from _holders(found[key])
 
 
 def test_links_in_a_tomogram_are_refused(voxels, tmp_path):

@@ -1,8 +1,10 @@
 """How batches come to the devices has no influence on what they are."""
 
+import json
 import os
 import signal
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ from jimjax.progress import Interrupted
 from jimjax.train import feeding
 from jimjax.train.checkpoint import open_checkpoints
 from jimjax.train.feeding import Feeder, resident_limit
-from jimjax.train.loop import Stage, train
+from jimjax.train.loop import Log, Stage, train
 from jimjax.train.state import TrainState, adam, initial_state
 from jimjax.train.step import LossResult
 
@@ -165,6 +167,22 @@ def test_few_batches_are_read_ahead(volumes, nothing_stays):
     num_read = len(seen)
     assert not going.wait(0.1)
     assert len(seen) == num_read
+
+
+def test_waiting_for_files_is_told(volumes, nothing_stays, tmp_path):
+    """Two threads read what a step takes in 20 ms; steps of this network take far less."""
+
+    def slowly(rows):
+        time.sleep(0.02)
+        return volumes[rows]
+
+    shares = []
+    for name, source in (("slow", LazyVolumes(slowly, volumes.shape)), ("there", volumes)):
+        run(source, log=Log(tmp_path / name))
+        lines = map(json.loads, (tmp_path / name).read_text().splitlines())
+        shares.append([line["input_wait_share"] for line in lines][-1])
+    assert shares[0] > 0.5
+    assert shares[0] > shares[1]
 
 
 def test_mistake_in_a_file_is_raised_where_training_waits_for_it(volumes, nothing_stays):
