@@ -13,8 +13,8 @@ class Pack:
     """Pack particles into one compressed store that training can read in any order.
 
     Writes OUT/volumes.zarr and OUT/particles.star, which every command takes in place of the
-    original: its image names are those in the store, all else is as it was. Particles are read
-    and written a few thousand at a time.
+    original: its image names are those in the store, all else is as it was. A small part
+    of the particles is in memory at a time.
 
     Attributes:
         particles: STAR file.

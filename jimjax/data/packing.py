@@ -47,7 +47,7 @@ def pack(
 ) -> PackedSet:
     """Writes particles into ``folder/volumes.zarr``, and the table that names them beside it.
 
-    A few thousand of them are in memory at a time. Columns and blocks of the table are kept; image
+    A small part of them is in memory at a time. Columns and blocks of the table are kept; image
     names are those in the store, and half sets that were a matter of the old names are written.
 
     Args:

@@ -1,7 +1,7 @@
 """Packed particles: any number of volumes of one box in one compressed, chunked Zarr group.
 
 A group of version 3 holds an array ``volumes`` ``(n, z, y, x)``. Its chunks of a few particles lie
-in files of a few thousand (shards), compressed by zstd and with a checksum each. In float16 a
+in files of many (shards), compressed by zstd and with a checksum each. In float16 a
 volume is kept at zero mean and unit deviation, so that no value is out of range, and arrays
 ``offsets`` and ``scales`` ``(n,)`` turn it back: ``volume = offset + scale * stored``. In float32
 it is kept as it is.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 VERSION = 1  # of the layout
 MAX_RATIO = 1000  # of voxels to what they are compressed to; noise hardly can be
-CHUNK_BYTES, SHARD_BYTES = 2**16, 2**27  # before compression
+CHUNK_BYTES, SHARD_BYTES = 2**16, 2**26  # before compression
 VOLUMES, OFFSETS, SCALES, GROUP = "volumes", "offsets", "scales", "zarr.json"
 _ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 _CODECS = [_ENDIAN, {"name": "zstd", "configuration": {"level": 1}}, {"name": "crc32c"}]
@@ -131,12 +131,12 @@ def write_packed(
     voxel_size: float,
     precision: Precision = "float16",
 ) -> None:
-    """Writes a store, a few thousand particles at a time; it is there whole or not at all.
+    """Writes a store, a shard at a time; it is there whole or not at all.
 
     Args:
         path: group to make, in a folder that exists.
-        volumes: ``(m,) rows -> (m, z, y, x)`` float32, finite; each row is asked for once, in
-            order.
+        volumes: ``(m,) rows -> (m, z, y, x)`` float32, finite, a new array; each row is asked for
+            once, in order.
         num: how many there are.
         box: side of each, voxels.
         voxel_size: angstrom.
@@ -172,13 +172,16 @@ def _write_arrays(
     for first in range(0, num, step):
         rows = np.arange(first, min(first + step, num))
         part = volumes(rows)
-        if precision == "float16":
-            offsets[rows] = part.mean(axis=(1, 2, 3), dtype=np.float64)
-            part = part - offsets[rows, None, None, None]
-            deviations = part.std(axis=(1, 2, 3), dtype=np.float64)
-            scales[rows] = np.maximum(deviations, np.finfo(np.float32).tiny)
-            part /= scales[rows, None, None, None]
-        _write(array[first : first + len(rows)], part.astype(precision), folder)
+        stored = np.empty(part.shape, precision)
+        for row, volume, place in zip(rows, part, stored, strict=True):
+            if precision == "float16":
+                offsets[row] = volume.mean(dtype=np.float64)
+                volume -= offsets[row]
+                deviation = volume.std(dtype=np.float64)
+                scales[row] = max(deviation, np.finfo(np.float32).tiny)
+                volume /= scales[row]
+            place[...] = volume
+        _write(array[first : first + len(rows)], stored, folder)
     if precision == "float16":
         for name, values in ((OFFSETS, offsets), (SCALES, scales)):
             _write(_create(folder / name, (num,), "float32"), values, folder)
