@@ -15,6 +15,7 @@ from flax import nnx
 
 from jimjax.data.batches import Taken, fetch, index_batches
 from jimjax.data.lazy import LazyVolumes
+from jimjax.io.errors import InputError
 from jimjax.mesh import data_mesh, split_rows
 from jimjax.models import functional
 from jimjax.progress import Interrupted
@@ -187,9 +188,9 @@ def test_waiting_for_files_is_told(volumes, nothing_stays, tmp_path):
 
 def test_mistake_in_a_file_is_raised_where_training_waits_for_it(volumes, nothing_stays):
     def fail(rows):
-        raise ValueError("particle 3 is damaged")
+        raise InputError("particle 3 is damaged")
 
-    with pytest.raises(ValueError, match="particle 3 is damaged"):
+    with pytest.raises(InputError, match="particle 3 is damaged"):
         run(LazyVolumes(fail, volumes.shape))
 
 
