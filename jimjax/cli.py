@@ -24,6 +24,7 @@ from jimjax.commands.export import Export
 from jimjax.commands.fewshot import FewShot
 from jimjax.commands.import_npz import Import
 from jimjax.commands.match import Match
+from jimjax.commands.pack import Pack
 from jimjax.commands.predict import Predict
 from jimjax.commands.report import Report
 from jimjax.commands.segment import Segment
@@ -35,6 +36,7 @@ COMMANDS = {
     "doctor": Doctor,
     "simulate": Simulate,
     "match": Match,
+    "pack": Pack,
     "align": Align,
     "refine": Refine,
     "cluster": Cluster,

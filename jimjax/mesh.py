@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jimjax import distributed
+from jimjax.data.lazy import Volumes
 
 AXIS, FSDP_AXIS = "data", "fsdp"
 LEAST_SPLIT = 2**14  # entries of an array below which a copy costs less than collecting its parts
@@ -95,17 +96,40 @@ def split_batch(tree: Any, mesh: Mesh) -> Any:
         ValueError: if a first axis does not divide by the number of devices.
     """
     for leaf in jax.tree.leaves(tree):
-        if leaf.shape[0] % mesh.size:
-            raise ValueError(
-                f"a batch of {leaf.shape[0]} cannot be split over {mesh.size} devices; choose a "
-                f"batch_size that is a multiple of {mesh.size}"
-            )
+        _check_split(leaf.shape[0], mesh)
     sharding = NamedSharding(mesh, batch_spec(mesh))
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
     return jax.tree.map(
         lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__), tree
     )
+
+
+def split_rows(source: Volumes, rows: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Splits rows of an array over the devices; each process takes those of its own devices alone.
+
+    Args:
+        source: ``(n, ...)``.
+        rows: ``(batch,)``, the same in all processes.
+        mesh: devices.
+
+    Returns:
+        ``(batch, ...)``.
+
+    Raises:
+        ValueError: if the rows do not divide by the number of devices.
+    """
+    _check_split(len(rows), mesh)
+    shape, sharding = (len(rows), *source.shape[1:]), NamedSharding(mesh, batch_spec(mesh))
+    return jax.make_array_from_callback(shape, sharding, lambda part: source[rows[part[0]]])
+
+
+def _check_split(num: int, mesh: Mesh) -> None:
+    if num % mesh.size:
+        raise ValueError(
+            f"a batch of {num} cannot be split over {mesh.size} devices; choose a batch_size that"
+            f" is a multiple of {mesh.size}"
+        )
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jimjax import distributed
-from jimjax.data.batches import map_chunks
+from jimjax.data.batches import index_batches, map_chunks
 from jimjax.io.errors import InputError
 
 # Trains one layer, with work between epochs that looks at all examples; prints what came of it.
@@ -103,8 +103,69 @@ print(json.dumps({
 }))
 """
 
+# Trains one layer on rows that are read, or lie on the devices; prints which were read.
+READING = """
+import json, re, sys
+import jax, jax.numpy as jnp, numpy as np, optax
+from flax import nnx
+from jimjax import distributed
+from jimjax.data.batches import Taken, index_batches
+from jimjax.data.lazy import LazyVolumes
+from jimjax.mesh import data_mesh
+from jimjax.models import functional
+from jimjax.train import feeding
+from jimjax.train.loop import Stage, train
+from jimjax.train.state import adam, initial_state
+from jimjax.train.step import LossResult, make_step
 
-def _run(folder, num_processes=1, devices_each=1, fsdp=1, stop_at=0):
+folder, port, count, _, is_resident, rank = sys.argv[1], *map(int, sys.argv[2:])
+if count > 1:
+    distributed.join(f"127.0.0.1:{port}", count, rank)
+feeding.RESIDENT_BYTES *= is_resident
+
+class Layer(nnx.Module):
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(2, 2, rngs=rngs)
+
+    def __call__(self, x, *, train):
+        return self.linear(x)
+
+examples = np.random.default_rng(0).normal(size=(22, 2, 2, 2)).astype(np.float32)
+seen = []
+
+def read(rows):
+    seen.append(rows.tolist())
+    return examples[rows]
+
+def loss(network, batch, key):
+    found, stats = functional.apply(network, batch, train=True)
+    return jnp.mean((found - jax.random.normal(key, found.shape)) ** 2), LossResult(stats, {})
+
+def batches(epoch, memory):
+    for rows in index_batches(len(examples), 8, seed=1, epoch=epoch):
+        yield Taken(rows, volumes)
+
+volumes = LazyVolumes(read, examples.shape)
+network, optimizer = functional.create(Layer, jax.random.key(0)), adam(lambda step: 0.1)
+mesh = data_mesh()
+state, _ = train(network, initial_state(network, optimizer), np.zeros(1),
+                 [Stage("layer", 2, loss, batches, 3)], key=jax.random.key(2),
+                 optimizer=optimizer, mesh=mesh)
+read_by_training = list(seen)
+(batch,) = feeding.Feeder(mesh).feed(list(batches(0, None))[:1], 0)
+with jax.set_mesh(mesh):
+    step = make_step(network, loss, optimizer)
+    text = step.lower(state, batch, jax.random.key(2)).compile().as_text()
+said = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+params = [np.asarray(leaf).ravel().tolist() for leaf in jax.tree.leaves(state.params)]
+print(json.dumps({
+    "collectives": [name for name in said if re.search(rf"{name}(-start)?\\(", text)],
+    "params": sum(params, []), "read": sorted(read_by_training),
+}))
+"""
+
+
+def _run(folder, num_processes=1, devices_each=1, fsdp=1, stop_at=0, program=PROGRAM):
     """What each process says; the folder is shared."""
     folder.mkdir(exist_ok=True)
     with socket.socket() as free:
@@ -115,7 +176,7 @@ def _run(folder, num_processes=1, devices_each=1, fsdp=1, stop_at=0):
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices_each}",
     }
     numbers = port, num_processes, fsdp, stop_at
-    command = [sys.executable, "-c", PROGRAM, str(folder), *map(str, numbers)]
+    command = [sys.executable, "-c", program, str(folder), *map(str, numbers)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment}
     running = [subprocess.Popen([*command, str(rank)], **pipes) for rank in range(num_processes)]
     ended = [process.communicate(timeout=300) for process in running]
@@ -174,6 +235,27 @@ def test_processes_stop_together_and_others_go_on_with_what_they_saved(one, tmp_
     assert found["labels"] == wanted["labels"]
     np.testing.assert_allclose(found["params"], wanted["params"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(_losses(tmp_path / "run")[0], losses[0], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_each_process_reads_the_rows_of_its_own_devices(tmp_path):
+    (one,) = _run(tmp_path, program=READING)
+    two = _run(tmp_path, 2, 2, program=READING)
+    order = [rows for epoch in (0, 1) for rows in index_batches(22, 8, seed=1, epoch=epoch)]
+    assert one["read"] == sorted(rows.tolist() for rows in order)
+    for rank, found in enumerate(two):
+        own = [rows[first : first + 2] for rows in order for first in (4 * rank, 4 * rank + 2)]
+        assert found["read"] == sorted(rows.tolist() for rows in own)
+        np.testing.assert_allclose(found["params"], one["params"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_rows_of_what_every_device_has_are_taken_without_talking(tmp_path):
+    (one,) = _run(tmp_path, program=READING)
+    for found in _run(tmp_path, 2, 2, stop_at=1, program=READING):
+        assert found["read"] == [list(range(22))]  # once, by each process
+        assert found["collectives"] == ["all-reduce"]
+        np.testing.assert_allclose(found["params"], one["params"], rtol=1e-5, atol=1e-6)
 
 
 def test_one_process_needs_nobody():

@@ -9,6 +9,7 @@ from small_tomogram import BOX, DIAMETER, angle, make_world, nearest
 
 from jimjax import cli
 from jimjax.cli import main
+from jimjax.data.packing import pack
 from jimjax.data.subtomograms import load
 from jimjax.io import mrc, read_particles, rotation_from_relion
 from jimjax.ops import correlation, resample
@@ -55,6 +56,20 @@ def run(*arguments):
 
 def coordinates(table):
     return np.stack([table.floats(f"rlnCoordinate{axis}") for axis in "XYZ"], axis=1)
+
+
+def test_packed_picks_are_the_subtomograms(folder, out, tmp_path):
+    tilts = [float(limit) for limit in TILTS[1::2]]
+    wanted = load(out / "particles.star", with_poses=True)
+    done = pack(
+        out / "picks.star", tmp_path / "out", box=BOX, tilt_range=tilts, precision="float32"
+    )
+    found = load(done.star_path, with_poses=True)
+    np.testing.assert_array_equal(found.volumes, wanted.volumes)
+    np.testing.assert_array_equal(found.tilt_ranges, wanted.tilt_ranges)
+    np.testing.assert_array_equal(found.labels, wanted.labels)
+    np.testing.assert_allclose(found.rotations, wanted.rotations, atol=1e-5)
+    np.testing.assert_allclose(found.shifts, wanted.shifts, atol=1e-5)
 
 
 def test_picks_are_the_particles(world, out):

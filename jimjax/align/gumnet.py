@@ -15,6 +15,7 @@ from jimjax.align.centring import centre_particles
 from jimjax.align.inference import FULL_TILT, Alignments
 from jimjax.align.measured import MeasuredVolumes
 from jimjax.data.batches import map_chunks
+from jimjax.data.lazy import LazyVolumes, Volumes
 from jimjax.models import functional
 from jimjax.models.functional import Network
 from jimjax.ops.rotation import Pose
@@ -30,15 +31,15 @@ class Centred(NamedTuple):
         offsets: ``(n, 3)``, (x, y, z) in whole voxels; where they were.
     """
 
-    volumes: np.ndarray
+    volumes: Volumes
     offsets: np.ndarray
 
 
-def centre(volumes: np.ndarray, tilt_ranges: np.ndarray, *, max_shift: float) -> Centred:
+def centre(volumes: Volumes, tilt_ranges: np.ndarray, *, max_shift: float) -> Centred:
     """Moves particles to the middle of their boxes.
 
     Args:
-        volumes: ``(n, z, y, x)``, normalised.
+        volumes: ``(n, z, y, x)``, normalised; lazy ones are moved when they are read.
         tilt_ranges: ``(n, 2)`` degrees.
         max_shift: that they may have along each axis, voxels.
 
@@ -47,11 +48,16 @@ def centre(volumes: np.ndarray, tilt_ranges: np.ndarray, *, max_shift: float) ->
     """
     found = centre_particles(MeasuredVolumes(volumes, tilt_ranges), max_shift=max_shift)
     offsets = np.round(found.shifts).astype(int)
-    moved = [
-        np.roll(volume, tuple(-offset[::-1]), axis=(0, 1, 2))
-        for volume, offset in zip(volumes, offsets, strict=True)
-    ]
-    return Centred(np.stack(moved), offsets)
+
+    def move(rows: np.ndarray) -> np.ndarray:
+        moved = volumes[rows]
+        for volume, offset in zip(moved, offsets[rows], strict=True):
+            volume[...] = np.roll(volume, tuple(-offset[::-1]), axis=(0, 1, 2))
+        return moved
+
+    if isinstance(volumes, LazyVolumes):
+        return Centred(LazyVolumes(move, volumes.shape), offsets)
+    return Centred(move(np.arange(len(volumes))), offsets)
 
 
 def align_pairs(network: Network, sources: Centred, targets: Centred) -> Pose:

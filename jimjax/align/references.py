@@ -1,6 +1,5 @@
 """References: what the particles of each cluster look like, aligned and averaged."""
 
-import operator
 from typing import NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ from jimjax.average.class_average import (
     sum_particles,
 )
 from jimjax.config import PredictSection
+from jimjax.data.lazy import LazyVolumes, Volumes, select_rows
 from jimjax.models.functional import Network
 from jimjax.ops import fourier
 from jimjax.ops.correlation import standardize
@@ -51,14 +51,14 @@ class Particles(NamedTuple):
         description: what the network says of them.
     """
 
-    volumes: np.ndarray
+    volumes: Volumes
     tilt_ranges: np.ndarray
     centres: np.ndarray
     description: Description | None = None
 
     def select(self, rows: np.ndarray) -> "Particles":
         """The particles of some rows."""
-        return jax.tree.map(operator.itemgetter(rows), self)
+        return jax.tree.map(lambda each: select_rows(each, rows), self)
 
 
 def first_references(
@@ -123,9 +123,10 @@ def reassign(
         cutoff=cutoff,
     )
     labels, found = everything.best()
+    own = LazyVolumes(lambda rows: references[labels[rows]], particles.volumes.shape)
     found = refine(
         network,
-        references[labels],
+        own,
         particles.volumes,
         particles.tilt_ranges,
         found,
@@ -218,7 +219,7 @@ def average_members(particles: Particles, found: Alignments, members: np.ndarray
     """
     halves = [
         sum_particles(
-            particles.volumes[part],
+            select_rows(particles.volumes, part),
             particles.tilt_ranges[part],
             Pose(found.rotations[part], found.shifts[part]),
             order=1,

@@ -21,7 +21,7 @@ from jimjax.cluster.assignment import Linear
 from jimjax.cluster.augmentation import perturb_all
 from jimjax.cluster.learner import Learner, Plan
 from jimjax.cluster.pica_config import PicaConfig
-from jimjax.data.batches import index_batches, num_batches
+from jimjax.data.batches import Taken, index_batches, num_batches
 from jimjax.io.errors import InputError
 from jimjax.models import functional
 from jimjax.models.functional import Network
@@ -77,7 +77,8 @@ class Pica(Learner):
                     num, config.batch_size, seed=config.seed, epoch=2 * epoch + turn
                 )
                 for rows in order:
-                    yield Batch(volumes[rows], np.full(len(rows), is_main, np.float32))
+                    turns = np.full(len(rows), is_main, np.float32)
+                    yield Batch(Taken(rows, volumes), turns)
 
         loss = _make_loss(config, mesh, num_classes=self.max_classes)
         stage = Stage("pica", config.epochs, loss, draw, 2 * per_head)

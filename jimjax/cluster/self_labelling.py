@@ -162,7 +162,8 @@ def build_stage(method: Method, network: Network, volumes: np.ndarray, *, seed: 
     def draw(iteration: int, memory: Memory) -> Iterator[Batch]:
         lessons = method.teach(memory.labels, iteration)
         for rows in method.order(memory.labels, iteration):
-            yield Batch(volumes[rows], Lessons(*(each[rows] for each in lessons)))
+            known = Lessons(*(each[rows] for each in lessons))
+            yield Batch(batches.Taken(rows, volumes), known)
 
     def is_over(memory: Memory) -> bool:
         return method.most_changed is not None and bool(memory.changed <= method.most_changed)

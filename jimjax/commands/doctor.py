@@ -167,7 +167,8 @@ def _examples(num: int, seed: int) -> "np.ndarray":
 def _headers(particles: "Subtomograms", seed: int) -> Finding:
     """Compares the voxel size of the image headers with the one in use."""
     from jimjax.data.columns import VOXEL_SIZE_TOLERANCE
-    from jimjax.io.mrc import parse_image_name, read_voxel_size
+    from jimjax.io.mrc import parse_image_name
+    from jimjax.io.packed import read_voxel_size
 
     paths = list(dict.fromkeys(parse_image_name(name).path for name in particles.names))
     differing, unknown = [], 0

@@ -1,6 +1,7 @@
 """Checks made at the door, before hours are spent on what cannot be written."""
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -14,6 +15,8 @@ from typing import Any
 import jimjax
 from jimjax.io.errors import InputError
 from jimjax.io.files import replace_file
+
+MEMORY_SHARE = 0.25  # training keeps particles as they are, normalised, and maybe on the devices
 
 
 def check_output_file(path: Path, inputs: Iterable[Path]) -> None:
@@ -53,6 +56,31 @@ def tilt_range(tilt_min: float | None, tilt_max: float | None) -> tuple[float, f
         missing = "--tilt-min" if tilt_min is None else "--tilt-max"
         raise InputError(f"{missing} is missing; give both limits of the tilt range, or none")
     return tilt_min, tilt_max
+
+
+def check_box(box: int | None) -> None:
+    """Raises unless the side of boxes to cut out makes sense, if it was given.
+
+    Raises:
+        InputError: if it does not.
+    """
+    if box is not None and box < 2:
+        raise InputError(f"--box must be 2 voxels or more, got {box}")
+
+
+def memory_bytes(gib: float | None) -> float:
+    """Bytes that particles may take in memory; a quarter of what the machine has if not given.
+
+    Raises:
+        InputError: if it is negative.
+    """
+    if gib is None:
+        if not hasattr(os, "sysconf"):  # Windows
+            return math.inf
+        return MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if not gib >= 0:
+        raise InputError(f"--memory must be 0 GiB or more, got {gib:g}")
+    return gib * 2**30
 
 
 def command_line() -> str:

@@ -49,6 +49,12 @@ class Train:
             them; has no influence on the outcome.
         precision: overrides compute.precision of the configuration.
         rematerialise: overrides compute.rematerialise of the configuration.
+        box: side in voxels of boxes to cut out of tomograms, MRC or OME-Zarr, as they are needed;
+            where particles are is told by rlnCoordinateX, Y, Z (see jimjax pack) and their
+            tomograms by rlnMicrographName or rlnTomoName.
+        memory: GiB; particles that take more stay in their files and are read as they are needed,
+            ahead of the steps; a quarter of this machine's memory if not given. Has no influence
+            on the outcome.
         seed: overrides the configuration's seed.
         num_classes: overrides network.num_classes of the configuration.
         tilt_min: lowest tilt of all particles, degrees; from the STAR file if not given.
@@ -70,6 +76,8 @@ class Train:
     fsdp: int = 1
     precision: Literal["float32", "bfloat16"] | None = None
     rematerialise: bool | None = None
+    box: int | None = None
+    memory: float | None = None
     seed: int | None = None
     num_classes: int | None = None
     tilt_min: float | None = None
@@ -86,12 +94,15 @@ class Train:
         mesh = self._mesh()
         config, profile = self._config(), self._profile()
         files.check_output_folder(self.out)
+        self._check_box()
         tilt_range = files.tilt_range(self.tilt_min, self.tilt_max)
         particles = load(
             self.data,
             tilt_range=tilt_range,
             voxel_size=self.voxel_size,
             with_poses=self.teacher,
+            box=self.box,
+            max_bytes=files.memory_bytes(self.memory),
         )
 
         from jimjax import distributed
@@ -134,6 +145,14 @@ class Train:
             distributed.join(*where)
         elif where != (None, None, None):
             raise InputError("--coordinator, --num-processes and --process-id need --distributed")
+
+    def _check_box(self) -> None:
+        from jimjax.commands import files
+        from jimjax.io.errors import InputError
+
+        files.check_box(self.box)
+        if self.teacher and self.box is not None:
+            raise InputError("--teacher needs particles with images; cut them out by jimjax pack")
 
     def _check_classes(self, num_taught: int) -> None:
         from jimjax.io.errors import InputError

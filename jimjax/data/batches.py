@@ -1,12 +1,41 @@
 """Which particles are seen when: a function of seed and epoch alone, so that runs repeat."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jimjax import distributed
+from jimjax.data.lazy import Volumes
+
+
+class Taken(NamedTuple):
+    """Rows of an array in a batch, where the whole array may already be on the devices.
+
+    The loop decides who takes them: the host, or the step. A loss is given the rows themselves.
+
+    Attributes:
+        rows: ``(batch,)``.
+        source: ``(n, ...)``, the same object in all batches.
+    """
+
+    rows: np.ndarray
+    source: Volumes
+
+
+def fetch(batch: Any) -> Any:
+    """Takes all rows that are to be taken; in a compiled step, on the devices."""
+
+    def take(leaf: Any) -> Any:
+        return leaf.source[leaf.rows] if is_taken(leaf) else leaf
+
+    return jax.tree.map(take, batch, is_leaf=is_taken)
+
+
+def is_taken(leaf: Any) -> bool:
+    """Whether a part of a batch is to be taken."""
+    return isinstance(leaf, Taken)
 
 
 def num_batches(num: int, batch_size: int) -> int:
@@ -65,24 +94,29 @@ def padded_chunks(num: int, chunk: int) -> Iterator[np.ndarray]:
         yield np.minimum(np.arange(first, first + chunk), num - 1)
 
 
-def map_chunks(function: Callable[[np.ndarray], Any], num: int, chunk: int) -> Any:
+def map_chunks(
+    function: Callable[[np.ndarray], Any], num: int, chunk: int, *, is_shared: bool = True
+) -> Any:
     """Asks a function about ``num`` examples, some at a time, and some in each process.
 
     Args:
         function: of ``(chunk,)`` indices; gives a pytree of arrays with as many rows.
         num: examples.
         chunk: how many at a time; has no influence on the result.
+        is_shared: processes share the work, so that all have to call this; otherwise the one that
+            does is on its own.
 
     Returns:
         The same pytree of numpy arrays with ``num`` rows.
     """
-    count, rank = jax.process_count(), jax.process_index()
+    count, rank = (jax.process_count(), jax.process_index()) if is_shared else (1, 0)
     chunks = list(padded_chunks(num, chunk))
     # Processes take turns; the last turn is filled up, so that all have equally many.
     own = np.resize(np.arange(len(chunks)), -(-len(chunks) // count) * count)[rank::count]
     found = [jax.tree.map(np.asarray, function(chunks[place])) for place in own]
     mine = jax.tree.map(lambda *parts: np.stack(parts), *found)
-    return jax.tree.map(lambda parts: _in_order(parts, num), distributed.gather(mine))
+    everyone = distributed.gather(mine) if is_shared else jax.tree.map(lambda own: own[None], mine)
+    return jax.tree.map(lambda parts: _in_order(parts, num), everyone)
 
 
 def _in_order(parts: np.ndarray, num: int) -> np.ndarray:

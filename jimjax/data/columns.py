@@ -1,11 +1,12 @@
 """What the columns of a particle table mean here: tilt ranges, half sets, voxel size, poses."""
 
 import hashlib
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jimjax.io import mrc, star
+from jimjax.io import mrc, packed, star
 from jimjax.io.convert import rotation_from_relion, shift_from_relion
 from jimjax.io.errors import InputError
 from jimjax.io.files import PathLike
@@ -51,8 +52,7 @@ def read_annotations(star_path: PathLike, *, voxel_size: float | None = None) ->
     references = table.image_references()
     size = voxel_size_of(table) if voxel_size is None else voxel_size
     if size is None:
-        sizes = {path: mrc.read_voxel_size(path) for path in {r.path for r in references}}
-        size = header_voxel_size(table, [sizes[reference.path] for reference in references])
+        size = read_header_voxel_size(table, references)
     if not (np.isfinite(size) and size > 0):
         raise InputError(f"{table.name}: voxel size must be positive, got {size} A")
     names = tuple(particle_name(reference) for reference in references)
@@ -140,6 +140,24 @@ def voxel_size_of(table: star.ParticleTable) -> float | None:
     return None
 
 
+def read_header_voxel_size(
+    table: star.ParticleTable, references: list[mrc.ImageReference]
+) -> float:
+    """Reads one voxel size from the headers of the particles' images, and nothing else of them.
+
+    Raises:
+        InputError: as ``header_voxel_size``, or if a file cannot be read.
+    """
+    sizes: dict[Path, float | None] = {}
+    for row, (_, path) in enumerate(references):
+        if path not in sizes:
+            try:
+                sizes[path] = packed.read_voxel_size(path)
+            except InputError as problem:
+                raise table.error(row, str(problem)) from problem
+    return header_voxel_size(table, [sizes[reference.path] for reference in references])
+
+
 def header_voxel_size(table: star.ParticleTable, sizes: list[float | None]) -> float:
     """Decides on one voxel size from those in the headers of the particles' images.
 
@@ -171,7 +189,7 @@ def annotations_of(
     table.require(*ANGLES)
     rotations = rotation_from_relion(np.stack([table.floats(name) for name in ANGLES], axis=1))
     labels = labels_of(table) if CLASS in table.columns else None
-    return rotations.astype(np.float32), _shifts(table, voxel_size), labels
+    return rotations.astype(np.float32), shifts_of(table, voxel_size), labels
 
 
 def labels_of(table: star.ParticleTable) -> np.ndarray:
@@ -189,6 +207,24 @@ def labels_of(table: star.ParticleTable) -> np.ndarray:
     return (classes - 1).astype(np.int32)
 
 
+def shifts_of(table: star.ParticleTable, voxel_size: float) -> np.ndarray:
+    """Reads shifts ``(n, 3)`` float32 in voxels (x, y, z); zeros if there are none.
+
+    Args:
+        table: the particles.
+        voxel_size: angstrom, of the origins' conversion.
+
+    Raises:
+        InputError: if origins are incomplete, or a value is broken.
+    """
+    for names, unit in ((ORIGINS, voxel_size), (OLD_ORIGINS, 1.0)):
+        if any(name in table.columns for name in names):
+            table.require(*names)
+            origins = np.stack([table.floats(name) for name in names], axis=1)
+            return shift_from_relion(origins, unit).astype(np.float32)
+    return np.zeros((table.num_particles, 3), np.float32)
+
+
 def _from_particles_or_optics(table: star.ParticleTable, name: str) -> np.ndarray | None:
     return table.floats(name) if name in table.columns else table.optics_floats(name)
 
@@ -203,12 +239,3 @@ def _common_voxel_size(table: star.ParticleTable, sizes: np.ndarray, what: str) 
             " load particles of one voxel size, or rescale them",
         )
     return float(sizes[0])
-
-
-def _shifts(table: star.ParticleTable, voxel_size: float) -> np.ndarray:
-    for names, unit in ((ORIGINS, voxel_size), (OLD_ORIGINS, 1.0)):
-        if any(name in table.columns for name in names):
-            table.require(*names)
-            origins = np.stack([table.floats(name) for name in names], axis=1)
-            return shift_from_relion(origins, unit).astype(np.float32)
-    return np.zeros((table.num_particles, 3), np.float32)

@@ -1,6 +1,6 @@
 """Volumes and masks that a particle table names, read and checked.
 
-Each file is opened once, however many particles lie in it. What would surface as a NaN or a crash
+Each file is read once, however many particles lie in it. What would surface as a NaN or a crash
 far from its cause is an `InputError` that names the table's line, the particle and the remedy.
 """
 
@@ -9,54 +9,83 @@ from pathlib import Path
 import numpy as np
 
 from jimjax.data.columns import particle_name
-from jimjax.io import mrc, star
+from jimjax.data.lazy import LazyVolumes, Volumes
+from jimjax.io import mrc, packed, star
 from jimjax.io.errors import InputError
 
+ANY_SIZE = 1.0  # angstrom; that of headers has been looked at, or is not wanted
+STORE_STEP = 512  # particles read from a store at a time
 MAX_LISTED = 5  # names listed in one message
 MASK_LEVEL = 0.5  # of a soft mask: a voxel belongs to the particle above it
 MASK_ROUNDING = 1e-3  # a soft mask may leave 0 to 1 by so much
 
 
-def read_volumes(
-    table: star.ParticleTable, references: list[mrc.ImageReference], voxel_size: float | None
-) -> tuple[np.ndarray, list[float | None]]:
-    """Reads all particles.
+Stores = dict[Path, packed.Packed]
+
+
+def open_stores(references: list[mrc.ImageReference]) -> Stores:
+    """Opens the packed particles among image files.
+
+    Raises:
+        InputError: if one is damaged, or a folder that is something else.
+    """
+    paths = dict.fromkeys(reference.path for reference in references)
+    return {path: packed.open_packed(path) for path in paths if path.is_dir()}
+
+
+def open_volumes(
+    table: star.ParticleTable, references: list[mrc.ImageReference], stores: Stores
+) -> LazyVolumes:
+    """Particles that are read when they are asked for; each file once, whoever lies in it.
 
     Args:
         table: the particles, for messages.
         references: where each lies.
-        voxel_size: angstrom; if given, the headers' are neither used nor checked.
+        stores: of ``open_stores``.
 
     Returns:
-        ``(n, z, y, x)`` float32, and the voxel size in the header of each (None: unknown).
+        Volumes; reading raises InputError if a file is missing or damaged, or another particle's
+        box is not that of the first.
 
     Raises:
-        InputError: if a file is missing or damaged, or the particles are no cubes of one size.
+        InputError: if the first of them is no cube, or cannot be read.
     """
-    rows_of_file = _rows_of_file(references)
-    volumes = None
-    sizes: list[float | None] = [None] * len(references)
-    for path, rows in rows_of_file.items():
-        data, size = _read_file(table, path, rows, references, voxel_size)
-        if volumes is None:
-            volumes = _allocate(table, (len(references), *data.shape[1:]), np.float32)
-        if data.shape[1:] != volumes.shape[1:]:
-            raise _mixed_boxes(table, rows_of_file)
-        volumes[rows] = data
-        for row in rows:
-            sizes[row] = size
-    return volumes, sizes
+    try:
+        box = _read_box(references[0].path, stores)
+    except mrc.MrcFormatError as problem:
+        raise table.error(0, str(problem)) from problem
+    _check_cube(table, box)
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        volumes = _allocate(table, (len(rows), *box), np.float32)
+        chosen = [references[row] for row in rows]
+        for path, places in _rows_of_file(chosen).items():
+            step = STORE_STEP if path in stores else len(places)
+            for first in range(0, len(places), step):
+                part = places[first : first + step]
+                those = rows[part].tolist()
+                if path in stores:
+                    data = _read_store(table, stores[path], those, references)
+                else:
+                    data = _read_file(table, path, those, references)
+                if data.shape[1:] != box:
+                    raise _mixed_boxes(table, _rows_of_file(references), stores)
+                volumes[part] = data
+        return volumes
+
+    return LazyVolumes(read, (len(references), *box))
 
 
-def read_masks(table: star.ParticleTable, shape: tuple[int, ...], voxel_size: float) -> np.ndarray:
+def read_masks(table: star.ParticleTable, shape: tuple[int, ...]) -> np.ndarray:
     """Reads which voxels belong to each particle.
+
+    Masks are taken to have the particles' voxel size, whatever their headers say, as programs that
+    make masks often leave it out.
 
     Args:
         table: the particles, with column rlnMaskName. Values are 0 to 1; a voxel belongs to the
             particle above 0.5, so that a soft mask ends where it falls to one half.
         shape: ``(n, z, y, x)`` of the particles' volumes.
-        voxel_size: angstrom, of the particles; masks are taken to have it, whatever their headers
-            say, as programs that make masks often leave it out.
 
     Returns:
         ``shape`` bool.
@@ -74,7 +103,7 @@ def read_masks(table: star.ParticleTable, shape: tuple[int, ...], voxel_size: fl
     references = table.image_references(star.MASK_COLUMN)
     masks = _allocate(table, shape, bool)
     for path, rows in _rows_of_file(references).items():
-        data, _ = _read_file(table, path, rows, references, voxel_size)
+        data = _read_file(table, path, rows, references)
         if data.shape[1:] != shape[1:]:
             raise table.error(
                 rows[0],
@@ -93,26 +122,29 @@ def read_masks(table: star.ParticleTable, shape: tuple[int, ...], voxel_size: fl
     return masks
 
 
-def check_voxels(table: star.ParticleTable, volumes: np.ndarray, names: tuple[str, ...]) -> None:
+def check_voxels(
+    table: star.ParticleTable, volumes: Volumes, names: tuple[str, ...], *, first: int = 0
+) -> None:
     """Raises unless every particle is finite and holds a signal.
 
     Args:
         table: for messages.
-        volumes: ``(n, z, y, x)``.
-        names: of the particles.
+        volumes: ``(m, z, y, x)``, of particles that follow each other.
+        names: of all particles.
+        first: row of the first of them.
 
     Raises:
         InputError: if a voxel is NaN or infinite, or a particle is constant.
     """
     constant = []
-    for row, volume in enumerate(volumes):
+    for row, volume in enumerate(volumes, first):
         is_finite = np.isfinite(volume)
         if not np.all(is_finite):
-            first = tuple(np.argwhere(~is_finite)[0].tolist())
+            place = np.argwhere(~is_finite)[0].tolist()
             raise table.error(
                 row,
                 f"{names[row]} has {volume.size - int(np.count_nonzero(is_finite))} voxels that are"
-                f" NaN or infinite, the first at [z, y, x] = {list(first)};"
+                f" NaN or infinite, the first at [z, y, x] = {place};"
                 " leave this particle out or extract it again",
             )
         if volume.min() == volume.max():
@@ -134,46 +166,70 @@ def _rows_of_file(references: list[mrc.ImageReference]) -> dict[Path, list[int]]
 
 
 def _read_file(
-    table: star.ParticleTable,
-    path: Path,
-    rows: list[int],
-    references: list[mrc.ImageReference],
-    voxel_size: float | None,
-) -> mrc.Stack:
+    table: star.ParticleTable, path: Path, rows: list[int], references: list[mrc.ImageReference]
+) -> np.ndarray:
     indices = [references[row].index for row in rows]
     try:
         if None in indices:
-            volume = mrc.read_volume(path, voxel_size=voxel_size)
-            return mrc.Stack(np.repeat(volume.data[None], len(rows), axis=0), volume.voxel_size)
-        return mrc.read_images(path, indices, voxel_size=voxel_size)
+            volume = mrc.read_volume(path, voxel_size=ANY_SIZE)
+            return np.repeat(volume.data[None], len(rows), axis=0)
+        return mrc.read_images(path, indices, voxel_size=ANY_SIZE).data
     except mrc.MrcIndexError as problem:
         raise table.error(rows[indices.index(problem.index)], str(problem)) from problem
     except mrc.MrcFormatError as problem:
         raise table.error(rows[0], str(problem)) from problem
 
 
-def _allocate(table: star.ParticleTable, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    num, *box = shape
+def _read_store(
+    table: star.ParticleTable,
+    store: packed.Packed,
+    rows: list[int],
+    references: list[mrc.ImageReference],
+) -> np.ndarray:
+    num = store.shape[0]
+    indices = [references[row].index for row in rows]
+    for row, index in zip(rows, indices, strict=True):
+        if index is None or index > num:
+            said = f"no particle {index}" if index else "NUMBER@ is missing"
+            raise table.error(row, f"{store.path}: {said}, it holds {num}, counted from 1")
+    try:
+        return store.read(np.array(indices) - 1)
+    except InputError as problem:
+        raise table.error(rows[0], str(problem)) from problem
+
+
+def _read_box(path: Path, stores: Stores) -> tuple[int, ...]:
+    return stores[path].shape[1:] if path in stores else mrc.read_box(path)
+
+
+def _check_cube(table: star.ParticleTable, box: tuple[int, ...]) -> None:
     if len(set(box)) != 1:
         raise table.error(
             0,
             f"expected a cubic box, got {_box_text(box)} voxels; crop or pad the particles"
             " (stacks of 2-D images cannot be used: extract 3-D particles)",
         )
+
+
+def _allocate(table: star.ParticleTable, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    num, *box = shape
+    _check_cube(table, tuple(box))
     try:
         return np.empty(shape, dtype)
     except MemoryError as problem:
         need = np.prod(shape, dtype=float) * np.dtype(dtype).itemsize / 2**30
         raise InputError(
             f"{table.name}: {num} particles of {box[0]}^3 voxels need {need:.3g} GiB of memory;"
-            " select fewer particles or bin them"
+            " select fewer particles, bin them, or train on them packed (jimjax pack)"
         ) from problem
 
 
-def _mixed_boxes(table: star.ParticleTable, rows_of_file: dict[Path, list[int]]) -> InputError:
+def _mixed_boxes(
+    table: star.ParticleTable, rows_of_file: dict[Path, list[int]], stores: Stores
+) -> InputError:
     example_of_size: dict[tuple[int, ...], Path] = {}
     for path in rows_of_file:
-        example_of_size.setdefault(mrc.read_box(path), path)
+        example_of_size.setdefault(_read_box(path, stores), path)
     listed = list(example_of_size.items())
     sizes = ", ".join(f"{_box_text(shape)} ({path})" for shape, path in listed[:MAX_LISTED])
     more = f" and {len(listed) - MAX_LISTED} more" if len(listed) > MAX_LISTED else ""

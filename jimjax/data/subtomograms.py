@@ -6,12 +6,9 @@ only read. Poses, classes and masks of a STAR file are left out unless asked for
 truth of simulated data cannot leak into training.
 """
 
-import contextlib
 import hashlib
 import os
-import re
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,15 +24,14 @@ from jimjax.data.columns import (
     VOXEL_SIZE_TOLERANCE,
     annotations_of,
     halves_of,
-    header_voxel_size,
-    particle_name,
     tilt_ranges_of,
-    voxel_size_of,
 )
-from jimjax.data.images import check_voxels, read_masks, read_volumes
+from jimjax.data.images import read_masks
+from jimjax.data.lazy import LazyVolumes, Volumes, pieces_of, select_rows
+from jimjax.data.opening import one_warning_of_a_kind, open_particles
 from jimjax.io import mrc, star
 from jimjax.io.convert import relion_from_rotation, relion_from_shift
-from jimjax.io.errors import InputError, InputWarning
+from jimjax.io.errors import InputError
 from jimjax.io.files import PathLike
 
 
@@ -44,7 +40,7 @@ class Subtomograms:
     """Particles of one box size and one voxel size.
 
     Attributes:
-        volumes: ``(n, z, y, x)`` float32.
+        volumes: ``(n, z, y, x)`` float32, in memory or read when they are asked for.
         tilt_ranges: ``(n, 2)`` float32, lowest and highest tilt in degrees.
         voxel_size: angstrom.
         names: absolute ``N@path`` or path of each particle.
@@ -56,7 +52,7 @@ class Subtomograms:
             volume; None if not known or not asked for.
     """
 
-    volumes: np.ndarray
+    volumes: Volumes
     tilt_ranges: np.ndarray
     voxel_size: float
     names: tuple[str, ...]
@@ -74,8 +70,8 @@ class Subtomograms:
         rows = np.arange(len(self))[np.asarray(indices, dtype=_index_dtype(indices))]
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, value in values.items():
-            if isinstance(value, np.ndarray):
-                values[name] = value[rows]
+            if isinstance(value, Volumes):
+                values[name] = select_rows(value, rows)
         values["names"] = tuple(self.names[row] for row in rows)
         return Subtomograms(**values)
 
@@ -108,6 +104,8 @@ def load(
     voxel_size: float | None = None,
     with_poses: bool = False,
     with_masks: bool = False,
+    box: int | None = None,
+    max_bytes: float | None = None,
     seed: int = 0,
 ) -> Subtomograms:
     """Reads the particles that a STAR file lists.
@@ -123,29 +121,32 @@ def load(
         with_masks: also read the volumes that rlnMaskName names, as rlnImageName does those of
             the particles, and of the same box. Values are 0 to 1, and a voxel belongs to the
             particle above 0.5: a soft mask ends where it falls to one half.
+        box: side in voxels of boxes to cut out of the particles' tomograms, instead of reading
+            their images; see ``open_boxes``.
+        max_bytes: volumes that take more memory stay where they are and are read when they are
+            asked for; None reads all of them now.
         seed: deals the half sets if there is no rlnRandomSubset.
 
     Raises:
         InputError: if anything does not fit; the first mistake found, as one sentence.
     """
     table = star.read_particles(star_path)
-    references = table.image_references()
-    names = tuple(particle_name(reference) for reference in references)
+    opened = open_particles(table, voxel_size=voxel_size, box=box)
+    table, size = opened.table, opened.voxel_size
     tilt_ranges = tilt_ranges_of(table, tilt_range)
     halves = halves_of(table, seed=seed)
-    star_voxel_size = voxel_size_of(table) if voxel_size is None else voxel_size
-    if star_voxel_size is not None and not (np.isfinite(star_voxel_size) and star_voxel_size > 0):
-        raise InputError(f"{table.name}: voxel size must be positive, got {star_voxel_size} A")
-    with _one_warning_of_a_kind():
-        volumes, header_sizes = read_volumes(table, references, star_voxel_size)
-    size = star_voxel_size or header_voxel_size(table, header_sizes)
-    check_voxels(table, volumes, names)
+    volumes = opened.read(max_bytes)
     masks = None
     if with_masks:
-        with _one_warning_of_a_kind():
-            masks = read_masks(table, volumes.shape, size)
-    truth = annotations_of(table, size) if with_poses else (None, None, None)
-    return Subtomograms(volumes, tilt_ranges, float(size), names, halves, *truth, masks)
+        with one_warning_of_a_kind():
+            masks = read_masks(table, volumes.shape)
+    rotations = shifts = labels = None
+    if with_poses:
+        rotations, shifts, labels = annotations_of(table, size)
+        shifts = shifts + opened.shifts
+    return Subtomograms(
+        volumes, tilt_ranges, size, opened.names, halves, rotations, shifts, labels, masks
+    )
 
 
 def check_scale(particles: Subtomograms, *, box: int, voxel_size: float, whose: str) -> None:
@@ -223,15 +224,17 @@ def to_star(
     table.write(path)
 
 
-def normalize(volumes: np.ndarray) -> np.ndarray:
+def normalize(volumes: Volumes) -> Volumes:
     """Gives each particle zero mean and unit standard deviation.
 
     Args:
-        volumes: ``(n, z, y, x)``.
+        volumes: ``(n, z, y, x)``; of lazy ones, each is normalised when it is read.
 
     Returns:
         The same shape in float32; a constant particle becomes zeros.
     """
+    if isinstance(volumes, LazyVolumes):
+        return volumes.map(normalize)
     out = np.empty(volumes.shape, np.float32)
     for place, volume in enumerate(volumes):
         centred = volume - volume.mean(dtype=np.float64)
@@ -241,28 +244,13 @@ def normalize(volumes: np.ndarray) -> np.ndarray:
     return out
 
 
-def hash_arrays(*arrays: np.ndarray, salt: str = "") -> str:
+def hash_arrays(*arrays: Volumes, salt: str = "") -> str:
     """SHA-256 of numbers in float32, and of a text before them, to tell data sets apart."""
     digest = hashlib.sha256(salt.encode())
     for array in arrays:
-        digest.update(np.ascontiguousarray(array, np.float32))
+        for piece in pieces_of(array):
+            digest.update(np.ascontiguousarray(piece, np.float32))
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _one_warning_of_a_kind() -> Iterator[None]:
-    """Thousands of files with the same oddity are one warning that tells how many they are."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", InputWarning)
-        yield
-    kinds: dict[str, list[warnings.WarningMessage]] = {}
-    for warning in caught:
-        # The message without its file name (up to ': ') and without numbers.
-        kind = re.sub(r"[0-9.]+", "", str(warning.message).split(": ", 1)[-1])
-        kinds.setdefault(kind, []).append(warning)
-    for first, *others in kinds.values():
-        more = f" (and {len(others)} more files)" if others else ""
-        warnings.warn(f"{first.message}{more}", first.category, stacklevel=4)
 
 
 def _stack_names(stack_path: PathLike, star_path: PathLike, num: int) -> list[str]:

@@ -170,6 +170,22 @@ class VolumeReader:
             )
         return sections
 
+    def read_part(self, first: tuple[int, int, int], size: tuple[int, int, int]) -> np.ndarray:
+        """Reads a part that lies inside; of the file, only the rows of voxels that it touches.
+
+        Args:
+            first: (z, y, x) of its first voxel.
+            size: (z, y, x).
+
+        Returns:
+            ``size`` float32, which may hold values that are not finite; a new array.
+
+        Raises:
+            MrcFormatError: as `read`; or if there are no such rows, as the file is compressed or
+                its axes have another order.
+        """
+        return self._opened.read_part(first, size)
+
 
 @contextlib.contextmanager
 def open_volume(path: PathLike, *, voxel_size: float | None = None) -> Iterator[VolumeReader]:

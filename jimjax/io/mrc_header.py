@@ -162,6 +162,23 @@ class OpenMrc:
         self._fill(out.transpose(np.argsort(header.order)), first * out[:1].size)
         return out
 
+    def read_part(self, first: tuple[int, int, int], size: tuple[int, int, int]) -> np.ndarray:
+        """Reads a part of a file that holds one volume, both (z, y, x), as ``size`` float32."""
+        header = self.header
+        if self._body is not None or header.order != (0, 1, 2):
+            raise MrcFormatError(
+                f"{header.path}: parts cannot be read of a compressed file, or of one whose axes"
+                " are not in order x, y, z; write it again as it should be"
+            )
+        _, num_rows, num_columns = header.shape
+        out = np.empty(size, np.float32)
+        for place, section in enumerate(out, first[0]):
+            start = (place * num_rows + first[1]) * num_columns
+            raw = self._read_raw(start, size[1] * num_columns).reshape(size[1], num_columns)
+            with np.errstate(invalid="ignore"):  # as in _fill
+                section[...] = raw[:, first[2] : first[2] + size[2]]
+        return out
+
     def _fill(self, sections: np.ndarray, first_voxel: int) -> None:
         """Reads slab by slab, so that the file's own type takes little memory beside float32."""
         num_section = sections[0].size

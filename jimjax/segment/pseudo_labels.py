@@ -106,23 +106,32 @@ def high_part(values: jax.Array, mask: jax.Array, *, height: float) -> jax.Array
     return mask & (values > around + height * (peak - around))
 
 
-def pseudo_labels(volumes: np.ndarray, *, sigma: float, sign: float) -> np.ndarray:
+def pseudo_labels(
+    volumes: np.ndarray, *, sigma: float, sign: float, is_shared: bool = True
+) -> np.ndarray:
     """How probably each voxel of particles is of their darker (lighter) component.
 
     Args:
         volumes: ``(n, z, y, x)``.
         sigma: as of ``voxel_mixture``.
         sign: likewise.
+        is_shared: as of ``batches.map_chunks``.
 
     Returns:
         ``(n, z, y, x)`` float32.
     """
     label = functools.partial(_label_chunk, sigma=sigma, sign=sign)
-    return map_chunks(lambda rows: label(volumes[rows]), len(volumes), CHUNK)
+    return map_chunks(lambda rows: label(volumes[rows]), len(volumes), CHUNK, is_shared=is_shared)
 
 
 def corrected_labels(
-    volumes: np.ndarray, labels: np.ndarray, *, sigma: float, sign: float, height: float
+    volumes: np.ndarray,
+    labels: np.ndarray,
+    *,
+    sigma: float,
+    sign: float,
+    height: float,
+    is_shared: bool = True,
 ) -> np.ndarray:
     """Pseudo-labels inside the high part of their central component, and 0 elsewhere.
 
@@ -132,12 +141,18 @@ def corrected_labels(
         sigma: as there.
         sign: as there.
         height: as of ``high_part``; 0 leaves the whole component.
+        is_shared: as of ``batches.map_chunks``.
 
     Returns:
         ``(n, z, y, x)`` float32.
     """
     correct = functools.partial(_correct_chunk, sigma=sigma, sign=sign, height=height)
-    return map_chunks(lambda rows: correct(volumes[rows], labels[rows]), len(volumes), CHUNK)
+    return map_chunks(
+        lambda rows: correct(volumes[rows], labels[rows]),
+        len(volumes),
+        CHUNK,
+        is_shared=is_shared,
+    )
 
 
 def central_components(masks: np.ndarray) -> np.ndarray:

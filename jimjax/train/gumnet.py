@@ -90,9 +90,8 @@ def build_stages(config: RunConfig, particles: Subtomograms, mesh: Mesh) -> list
         partners = batches.draw_partners(np.zeros(len(volumes), int), seed=seed, epoch=epoch)
         for sources in batches.index_batches(len(volumes), size, seed=seed, epoch=epoch):
             targets = partners[sources]
-            yield AnyPairs(
-                volumes[sources], volumes[targets], tilt_ranges[sources], tilt_ranges[targets]
-            )
+            both = batches.Taken(sources, volumes), batches.Taken(targets, volumes)
+            yield AnyPairs(*both, tilt_ranges[sources], tilt_ranges[targets])
 
     num = batches.num_batches(len(volumes), size)
     molecules = molecule_stage(config, tilt_ranges, volumes.shape[-1], mesh)

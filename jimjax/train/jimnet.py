@@ -99,8 +99,8 @@ def build_stages(
         for sources in batches.index_batches(len(volumes), size, seed=seed, epoch=epoch):
             targets = partners[sources]
             yield PairBatch(
-                volumes[sources],
-                volumes[targets],
+                batches.Taken(sources, volumes),
+                batches.Taken(targets, volumes),
                 tilt_ranges[sources],
                 tilt_ranges[targets],
                 labels[sources],

@@ -14,11 +14,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jimjax import distributed
-from jimjax.mesh import replicate, split_batch, split_state, whole
+from jimjax.mesh import replicate, split_state, whole
 from jimjax.models.functional import Network
 from jimjax.progress import Interrupted, Progress, stop_request
 from jimjax.train.checkpoint import Checkpoints
 from jimjax.train.costs import count_flops, peak_flops
+from jimjax.train.feeding import Feeder
 from jimjax.train.meter import Meter
 from jimjax.train.profile import Profile
 from jimjax.train.state import Optimizer, TrainState
@@ -39,7 +40,8 @@ class Stage(NamedTuple):
         num_epochs: how often ``before_epoch`` runs.
         loss: what to minimise.
         batches: ``(epoch, memory) -> batches`` of one epoch, the same ones each time it is
-            asked; every array has the batch first.
+            asked; every array has the batch first. What is large is best ``batches.Taken``: then
+            it is on the devices beforehand or read ahead, and not read for steps that are done.
         steps_per_epoch: how many batches that is.
         before_epoch: ``(state, epoch, memory) -> (state, memory, metrics)``, the work between
             epochs; the step of the state stays.
@@ -116,6 +118,7 @@ def train(
             total,
             replicate(key, mesh),
             mesh,
+            Feeder(mesh),
             checkpoints,
             log or Log(None),
             progress,
@@ -138,6 +141,7 @@ class _Outer(NamedTuple):
     total: int
     key: jax.Array
     mesh: Mesh
+    feeder: Feeder
     checkpoints: Checkpoints | None
     log: Log
     progress: Progress | None
@@ -218,15 +222,12 @@ class _Run:
         """The steps of an epoch that are not done yet, and what they gave."""
         outer, collected = self._outer, []
         self._meter.begin_epoch()
-        batches = iter(stage.batches(epoch, self.memory))
-        for _ in range(first, self._done):
-            next(batches, None)
+        batches = outer.feeder.feed(stage.batches(epoch, self.memory), self._done - first)
         while True:
             began = time.monotonic()
             batch = next(batches, None)
             if batch is None:
                 break
-            batch = split_batch(batch, outer.mesh)
             was_idle = not collected or collected[-1]["loss"].is_ready()
             self._meter.fed(time.monotonic() - began, was_idle=was_idle)
             if outer.profile is not None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jimjax.data import batches
 from jimjax.models.functional import Network
 from jimjax.train.state import Optimizer, TrainState
 
@@ -42,7 +43,8 @@ def make_step(
             compiler if None.
 
     Returns:
-        ``step(state, batch, key) -> (state, metrics)``. The state is donated. Randomness is
+        ``step(state, batch, key) -> (state, metrics)``. The state is donated. Rows of a batch that
+        are ``batches.Taken`` are taken first. Randomness is
         ``fold_in(key, state.step)``, so that a resumed run repeats what an uninterrupted one
         does. A step whose loss or gradient is not finite changes nothing but ``state.step``,
         and says so in the metric ``is_finite``.
@@ -52,6 +54,10 @@ def make_step(
     def step(
         state: TrainState, batch: Any, key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
+        if any(map(batches.is_taken, jax.tree.leaves(batch, is_leaf=batches.is_taken))):
+            # As if they had come from the host: nothing is fused into taking them.
+            batch = jax.lax.optimization_barrier(batches.fetch(batch))
+
         def objective(params: Any) -> tuple[jax.Array, LossResult]:
             current = network._replace(params=params, stats=state.stats)
             return loss(current, batch, jax.random.fold_in(key, state.step))

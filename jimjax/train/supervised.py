@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jimjax.data.batches import num_batches
+from jimjax.data.batches import Taken, num_batches
 from jimjax.data.subtomograms import Subtomograms, normalize
 from jimjax.io.errors import InputError
 from jimjax.mesh import data_mesh, map_batch, replicate
@@ -180,7 +180,7 @@ def build_stage(config: SupervisedConfig, known: Batch, mesh: Mesh) -> Stage:
         num = num_steps * config.batch_size
         order = draw_balanced(known.labels, num, seed=config.seed, epoch=epoch)
         for rows in order.reshape(num_steps, config.batch_size):
-            yield Batch(known.volumes[rows], known.labels[rows])
+            yield Batch(Taken(rows, known.volumes), known.labels[rows])
 
     return Stage("classify", config.epochs, loss, draw, num_steps)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -67,8 +68,10 @@ class TaughtBatch(NamedTuple):
     """Pairs of one class with the pose that carries source onto target.
 
     Attributes:
-        source: ``(batch, z, y, x)``, particles or averages.
-        target: same shape, particles.
+        source: ``(batch, z, y, x)``, particles.
+        average: same shape, of their classes.
+        is_average: ``(batch,)``, where the average is the source, and not the particle.
+        target: ``(batch, z, y, x)``, particles.
         pose: ``(batch,)``.
         label: ``(batch,)`` classes.
         weight: ``(batch,)``.
@@ -76,6 +79,8 @@ class TaughtBatch(NamedTuple):
     """
 
     source: np.ndarray
+    average: np.ndarray
+    is_average: np.ndarray
     target: np.ndarray
     pose: Pose
     label: np.ndarray
@@ -161,9 +166,6 @@ def build_stages(
         for targets in batches.index_batches(len(volumes), size, seed=seed, epoch=epoch):
             sources, labels = partners[targets], teacher.labels[targets]
             is_average = generator.random(size) < AVERAGE_SHARE
-            chosen = np.where(
-                is_average[:, None, None, None], memory.references[labels], volumes[sources]
-            )
             relative = _relative(
                 *(jax.tree.map(lambda each, rows=rows: each[rows], poses)
                   for rows in (sources, targets))
@@ -179,7 +181,14 @@ def build_stages(
             weight = weight * np.where(is_average, 1.0, teacher.weights[sources])
             molecules = np.resize(tilt_ranges[targets], (num_beside(config, mesh.size), 2))
             yield TaughtBatch(
-                chosen, volumes[targets], pose, labels, weight.astype(np.float32), molecules
+                batches.Taken(sources, volumes),
+                batches.Taken(labels, memory.references),
+                is_average,
+                batches.Taken(targets, volumes),
+                pose,
+                labels,
+                weight.astype(np.float32),
+                molecules,
             )
 
     return [
@@ -206,7 +215,8 @@ def _taught_loss(config: RunConfig, box: int, mesh: Mesh) -> Any:
 
     def loss(network: Network, batch: TaughtBatch, key: jax.Array) -> tuple[jax.Array, LossResult]:
         made = observe(key, batch.molecule_tilt_range, config, box=box, mesh=mesh)
-        pairs, shown, stats = apply_beside(network, batch.source, batch.target, made, mesh)
+        source = jnp.where(batch.is_average[:, None, None, None], batch.average, batch.source)
+        pairs, shown, stats = apply_beside(network, source, batch.target, made, mesh)
         taught = batch.pose, batch.label, batch.weight
         total, metrics = recipe.taught_loss(config, pairs, *taught, box)
         if len(made.source):

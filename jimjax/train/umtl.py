@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from jimjax.align.references import Particles
 from jimjax.config import RunConfig, UMTLSection
 from jimjax.data import batches
+from jimjax.data.lazy import LazyVolumes, Volumes
 from jimjax.mesh import map_batch
 from jimjax.models import umtl, weights
 from jimjax.models.functional import Network
@@ -129,13 +130,13 @@ def build_stages(
         for sources in batches.index_batches(num, joint.batch_size, seed=config.seed, epoch=epoch):
             targets = partners[sources]
             yield PairBatch(
-                volumes[sources],
-                volumes[targets],
+                batches.Taken(sources, volumes),
+                batches.Taken(targets, volumes),
                 tilt_ranges[sources],
                 tilt_ranges[targets],
                 labels[sources],
-                rough[sources],
-                rough[targets],
+                batches.Taken(sources, rough),
+                batches.Taken(targets, rough),
                 np.full(len(sources), share, np.float32),
                 np.resize(tilt_ranges[targets], (count, 2)),
             )
@@ -217,12 +218,13 @@ def mask_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return entropy + priors.disagreement(jax.nn.sigmoid(logits), labels)
 
 
-def rough_masks(config: RunConfig, volumes: np.ndarray) -> np.ndarray:
+def rough_masks(config: RunConfig, volumes: Volumes, *, is_shared: bool = True) -> Volumes:
     """Pseudo-labels of particles: the voxel-wise mixture's, corrected by what is known of masks.
 
     Args:
         config: the run; its contrast, and of its umtl section tasks, smoothing and height.
-        volumes: ``(n, z, y, x)``, normalised.
+        volumes: ``(n, z, y, x)``, normalised; of lazy ones, labels are made when they are read.
+        is_shared: as of ``batches.map_chunks``.
 
     Returns:
         ``(n, z, y, x)`` in [0, 1]; ``(n, 0, 0, 0)`` if nothing is to be segmented.
@@ -230,7 +232,9 @@ def rough_masks(config: RunConfig, volumes: np.ndarray) -> np.ndarray:
     section = config.umtl
     if "segment" not in section.tasks:
         return np.zeros((len(volumes), 0, 0, 0), np.float32)
-    how = {"sigma": section.smoothing, "sign": SIGNS[config.data.contrast]}
+    if isinstance(volumes, LazyVolumes):
+        return volumes.map(functools.partial(rough_masks, config, is_shared=False))
+    how = {"sigma": section.smoothing, "sign": SIGNS[config.data.contrast], "is_shared": is_shared}
     labels = pseudo_labels(volumes, **how)
     return corrected_labels(volumes, labels, height=section.height, **how)
 

@@ -10,6 +10,7 @@ import pytest
 from small_networks import STAGE, steerable
 
 from jimjax.config import JointSection, NetworkSection, PretrainSection, RunConfig
+from jimjax.data.batches import fetch
 from jimjax.data.phantom import demo_phantoms
 from jimjax.data.simulate import simulate
 from jimjax.data.subtomograms import load, to_star
@@ -130,9 +131,10 @@ def test_pairs_have_the_pose_between_them(particles):
     labels = perfect(particles)
     stage = teacher.build_stages(CONFIG, particles, labels, data_mesh(1))[1]
     memory = teacher.initial_memory(particles, labels)
-    batch = next(iter(stage.batches(0, memory)))
+    batch = fetch(next(iter(stage.batches(0, memory))))
     tilts = np.tile(np.float32([-60, 60]), (len(batch.source), 1))
-    volumes = batch.source, batch.target
+    is_average = batch.is_average[:, None, None, None]
+    volumes = np.where(is_average, batch.average, batch.source), batch.target
     correlate = functools.partial(losses.pair_correlations, cutoff=0.2, mesh=data_mesh(1))
     with jax.set_mesh(data_mesh(1)):
         likeness = jax.jit(lambda pose: jnp.mean(correlate(*volumes, pose, tilts, tilts)))
