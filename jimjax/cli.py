@@ -16,6 +16,7 @@ from jimjax.commands.align import Align, Refine
 from jimjax.commands.average import Average
 from jimjax.commands.benchmark import Benchmark
 from jimjax.commands.cluster import Cluster
+from jimjax.commands.compile import Compile
 from jimjax.commands.demo import Demo
 from jimjax.commands.doctor import Doctor
 from jimjax.commands.edss3d import Edss3d
@@ -44,6 +45,7 @@ COMMANDS = {
     "edss3d": Edss3d,
     "segment": Segment,
     "train": Train,
+    "compile": Compile,
     "predict": Predict,
     "average": Average,
     "evaluate": Evaluate,

@@ -237,6 +237,15 @@ def write_config(config: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
+def override_compute(
+    config: RunConfig, precision: str | None, rematerialise: bool | None
+) -> RunConfig:
+    """The configuration with another way to compute, as far as one is given."""
+    given = {"precision": precision, "rematerialise": rematerialise}
+    given = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(config, compute=dataclasses.replace(config.compute, **given))
+
+
 def config_differences(kept: Any, given: Any) -> list[str]:
     """What two configurations of one kind differ in, such as "joint.epochs is 3, not 5"."""
     one, other = _flat(kept), _flat(given)

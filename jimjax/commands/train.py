@@ -91,7 +91,7 @@ class Train:
         from jimjax.data.subtomograms import load
 
         self._join()
-        mesh = self._mesh()
+        mesh = make_mesh(self.fsdp)
         config, profile = self._config(), self._profile()
         files.check_output_folder(self.out)
         self._check_box()
@@ -163,15 +163,6 @@ class Train:
                 f"{num_taught}; leave it out"
             )
 
-    def _mesh(self) -> "Mesh":
-        from jimjax.io.errors import InputError
-        from jimjax.mesh import data_mesh
-
-        try:
-            return data_mesh(fsdp=self.fsdp)
-        except ValueError as problem:
-            raise InputError(f"--fsdp {self.fsdp}: {problem}") from problem
-
     def _profile(self) -> "Profile | None":
         from jimjax.io.errors import InputError
         from jimjax.train.profile import Profile
@@ -184,7 +175,7 @@ class Train:
         return Profile(self.out / "profile", int(first), int(count))
 
     def _config(self) -> "RunConfig":
-        from jimjax.config import read_config
+        from jimjax.config import override_compute, read_config
         from jimjax.io.errors import InputError
 
         config = read_config(self.config)
@@ -199,9 +190,22 @@ class Train:
             config = replace(config, network=network)
         if self.weights is not None:
             config = replace(config, pretrain=replace(config.pretrain, steps=0))
-        given = {"precision": self.precision, "rematerialise": self.rematerialise}
-        given = {name: value for name, value in given.items() if value is not None}
-        return replace(config, compute=replace(config.compute, **given))
+        return override_compute(config, self.precision, self.rematerialise)
+
+
+def make_mesh(fsdp: int) -> "Mesh":
+    """All devices, ``fsdp`` of which at a time share large parameters.
+
+    Raises:
+        InputError: if they do not divide by that.
+    """
+    from jimjax.io.errors import InputError
+    from jimjax.mesh import data_mesh
+
+    try:
+        return data_mesh(fsdp=fsdp)
+    except ValueError as problem:
+        raise InputError(f"--fsdp {fsdp}: {problem}") from problem
 
 
 @contextmanager

@@ -18,10 +18,10 @@ from jimjax.mesh import replicate, split_state, whole
 from jimjax.models.functional import Network
 from jimjax.progress import Interrupted, Progress, stop_request
 from jimjax.train.checkpoint import Checkpoints
-from jimjax.train.costs import count_flops, peak_flops
 from jimjax.train.feeding import Feeder
 from jimjax.train.meter import Meter
 from jimjax.train.profile import Profile
+from jimjax.train.program import compile_step, device_bytes, lack_of_memory
 from jimjax.train.state import Optimizer, TrainState
 from jimjax.train.step import LossFunction, make_step
 
@@ -107,7 +107,7 @@ def train(
         The final state and memory.
 
     Raises:
-        TrainingError: if the loss stays non-finite.
+        TrainingError: if a step does not fit into the memory, or the loss stays non-finite.
         Interrupted: after SIGTERM or SIGINT, once the state is saved.
     """
     total = sum(stage.num_epochs * stage.steps_per_epoch for stage in stages)
@@ -128,7 +128,8 @@ def train(
         run = _Run(outer, state, memory)
         first = 0  # step at which the epoch begins
         for stage in stages:
-            step = _Step(make_step(network, stage.loss, optimizer, state_sharding=sharding))
+            made = make_step(network, stage.loss, optimizer, state_sharding=sharding)
+            step = _Step(made, stage.name)
             for epoch in range(stage.num_epochs):
                 run.epoch(stage, epoch, first, step)
                 first += stage.steps_per_epoch
@@ -152,19 +153,20 @@ class _Outer(NamedTuple):
 class _Step:
     """A step that is compiled when it is first asked for."""
 
-    def __init__(self, step: Any):
-        self._step, self._compiled = step, None
+    def __init__(self, step: Any, name: str):
+        self._step, self._name, self._program = step, name, None
 
     def __call__(
         self, meter: Meter, state: TrainState, batch: Any, key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        if self._compiled is None:
+        if self._program is None:
             with meter.compiling():
-                traced = self._step.trace(state, batch, key)
-                self._compiled = traced.lower().compile()
-                if peak_flops() is not None:
-                    meter.know(count_flops(traced) / key.sharding.num_devices)
-        return self._compiled(state, batch, key)
+                program = compile_step(self._step, state, batch, key)
+            if lack := lack_of_memory(program, device_bytes()):
+                raise TrainingError(f"stage '{self._name}': {lack}")
+            self._program = program
+            meter.know(program.flops / program.num_devices)
+        return self._program.run(state, batch, key)
 
 
 class _Run:
