@@ -289,12 +289,11 @@ def read_references(paths: tuple[Path, ...], particles: "Subtomograms") -> "np.n
 
 
 def run_fit(particles: "Subtomograms", options: "Options", folder: Path, **how: Any) -> "Found":
-    """Runs the joint EM with a progress bar; an interruption becomes an exit code."""
+    """Runs the joint EM with a progress bar."""
     from jimjax.align.fit import fit
     from jimjax.commands.progress import open_progress
-    from jimjax.commands.train import training_exits
 
-    with training_exits(folder), open_progress() as progress:
+    with open_progress() as progress:
         return fit(particles, options, folder=folder, progress=progress, **how)
 
 
@@ -365,8 +364,7 @@ def _align_halves(
 ) -> "Start":
     from jimjax.align.halves import fit_halves
     from jimjax.commands.progress import open_progress, say
-    from jimjax.commands.train import training_exits
 
     say("aligning each half set by itself, for the resolution")
-    with training_exits(folder), open_progress() as progress:
+    with open_progress() as progress:
         return fit_halves(particles, options, start, progress=progress)

@@ -93,7 +93,6 @@ class Cluster:
         from jimjax.commands.classes import show
         from jimjax.commands.cluster_methods import begin_with, build
         from jimjax.commands.progress import open_progress
-        from jimjax.commands.train import training_exits
         from jimjax.data.subtomograms import load
 
         started = time.monotonic()
@@ -110,7 +109,7 @@ class Cluster:
         box = particles.volumes.shape[-1]
         is_taught = self.train is not None
         weights = begin_with(self.method, self.preset, self.weights, box, is_taught=is_taught)
-        with training_exits(self.out), open_progress() as progress:
+        with open_progress() as progress:
             if is_taught:
                 weights = self._learn(weights, progress)
             method = build(self.method, config, weights, files.command_line())

@@ -59,7 +59,6 @@ class Edss3d:
         from jimjax.commands import files
         from jimjax.commands.poses import class_columns
         from jimjax.commands.progress import open_progress
-        from jimjax.commands.train import training_exits
         from jimjax.data.subtomograms import load
         from jimjax.io import mrc, star
 
@@ -79,7 +78,7 @@ class Edss3d:
         from jimjax.segment.edss3d import teach
 
         model = load_model(self.run_folder)
-        with training_exits(self.out), open_progress() as progress:
+        with open_progress() as progress:
             segmenter = teach(
                 model,
                 particles,

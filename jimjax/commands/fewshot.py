@@ -120,10 +120,9 @@ class FewShot:
 
     def _train(self, found: "FewShotClassifier", base: "Subtomograms") -> None:
         from jimjax.commands.progress import open_progress
-        from jimjax.commands.train import training_exits
 
         folder = self.out / TRAINING
-        with training_exits(folder), open_progress() as progress:
+        with open_progress() as progress:
             found.train(base, folder=folder, resume=self.resume, progress=progress)
 
     def _measure(self, found: "FewShotClassifier", support: "Subtomograms") -> dict[str, object]:

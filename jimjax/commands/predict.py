@@ -64,13 +64,15 @@ class Predict:
             self.data, tilt_range=tilt_range, voxel_size=self.voxel_size, seed=self.seed
         )
 
+        from jimjax.progress import stop_request
         from jimjax.train import run as runs
 
         found = self._ask(particles)
-        if isinstance(found, runs.Prediction):
-            write_prediction(found, particles, self.data, self.out)
-        else:
-            write_classes(particles, self.data, self.out, found.features, found.probabilities)
+        with stop_request():  # what belongs together is written together
+            if isinstance(found, runs.Prediction):
+                write_prediction(found, particles, self.data, self.out)
+            else:
+                write_classes(particles, self.data, self.out, found.features, found.probabilities)
         labels = found.probabilities.argmax(axis=1)
         counts = np.bincount(labels, minlength=found.probabilities.shape[1])
         sizes = ", ".join(str(count) for count in counts)

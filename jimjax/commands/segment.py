@@ -78,7 +78,6 @@ class SegmentTrain:
         """Loads both domains, then trains."""
         from jimjax.commands import files
         from jimjax.commands.progress import open_progress
-        from jimjax.commands.train import training_exits
 
         config = self._config()
         files.check_output_folder(self.out)
@@ -88,7 +87,7 @@ class SegmentTrain:
         from jimjax.models.weights import save_weights
         from jimjax.segment.training import train_segmenter
 
-        with training_exits(self.out), open_progress() as progress:
+        with open_progress() as progress:
             weights = train_segmenter(
                 config,
                 source,

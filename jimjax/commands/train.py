@@ -1,22 +1,16 @@
 """``jimjax train``: particles to a run folder."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
 
-from jimjax.commands.stop import Stop
-
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from jimjax.config import RunConfig
     from jimjax.train.profile import Profile
-
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 75  # 75: EX_TEMPFAIL of sysexits.h, "try again"
 
 
 @dataclass(frozen=True)
@@ -104,7 +98,7 @@ class Train:
         weights = None
         if self.weights is not None:
             weights = open_weights(self.weights, config.network.kind, particles.volumes.shape[-1])
-        with training_exits(self.out), open_progress() as progress:
+        with open_progress() as progress:
             train_run(
                 config,
                 particles,
@@ -177,19 +171,3 @@ class Train:
         if self.weights is not None:
             config = replace(config, pretrain=replace(config.pretrain, steps=0))
         return config
-
-
-@contextmanager
-def training_exits(folder: Path, resume: str = "--resume") -> Iterator[None]:
-    """Turns the ends that training can come to into exit codes; ``resume`` is how to go on."""
-    from jimjax.progress import Interrupted
-    from jimjax.train import loop
-
-    try:
-        yield
-    except Interrupted as problem:
-        raise Stop(
-            f"{problem}; saved in {folder}, go on with {resume}", EXIT_INTERRUPTED
-        ) from problem
-    except loop.TrainingError as problem:
-        raise Stop(str(problem), EXIT_FAILED) from problem

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 
 from jimjax import distributed
+from jimjax.device_memory import OutOfMemoryError, is_out_of_memory
+from jimjax.progress import Interrupted, is_stop_requested
 
 
 def num_batches(num: int, batch_size: int) -> int:
@@ -68,6 +70,8 @@ def padded_chunks(num: int, chunk: int) -> Iterator[np.ndarray]:
 def map_chunks(function: Callable[[np.ndarray], Any], num: int, chunk: int) -> Any:
     """Asks a function about ``num`` examples, some at a time, and some in each process.
 
+    Where a chunk does not fit into the memory of the device, halves of it are asked about.
+
     Args:
         function: of ``(chunk,)`` indices; gives a pytree of arrays with as many rows.
         num: examples.
@@ -75,14 +79,46 @@ def map_chunks(function: Callable[[np.ndarray], Any], num: int, chunk: int) -> A
 
     Returns:
         The same pytree of numpy arrays with ``num`` rows.
+
+    Raises:
+        OutOfMemoryError: if not even a single example fits.
+        Interrupted: after SIGTERM or SIGINT; of several processes all of them at the same chunk.
     """
     count, rank = jax.process_count(), jax.process_index()
     chunks = list(padded_chunks(num, chunk))
     # Processes take turns; the last turn is filled up, so that all have equally many.
     own = np.resize(np.arange(len(chunks)), -(-len(chunks) // count) * count)[rank::count]
-    found = [jax.tree.map(np.asarray, function(chunks[place])) for place in own]
+    is_asked_to_stop = distributed.Vote(is_stop_requested)
+    size, found = chunk, []
+    for place in own:
+        if is_asked_to_stop():
+            raise Interrupted
+        answer, size = _ask(function, chunks[place], size)
+        found.append(answer)
     mine = jax.tree.map(lambda *parts: np.stack(parts), *found)
     return jax.tree.map(lambda parts: _in_order(parts, num), distributed.gather(mine))
+
+
+def _ask(function: Callable[[np.ndarray], Any], rows: np.ndarray, size: int) -> tuple[Any, int]:
+    """Asks about ``size`` rows at a time, or as many as fit; how many that were, as well."""
+    while True:
+        try:
+            parts = [
+                jax.tree.map(np.asarray, function(rows[places]))
+                for places in padded_chunks(len(rows), size)
+            ]
+        except RuntimeError as problem:
+            if not is_out_of_memory(problem):
+                raise
+            if size == 1:
+                raise OutOfMemoryError(
+                    "the device has not enough memory for a single example; "
+                    "use smaller boxes, or another device"
+                ) from problem
+            size = -(-size // 2)
+            continue
+        joined = jax.tree.map(lambda *own: np.concatenate(own)[: len(rows)], *parts)
+        return joined, size
 
 
 def _in_order(parts: np.ndarray, num: int) -> np.ndarray:

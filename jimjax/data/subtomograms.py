@@ -37,6 +37,7 @@ from jimjax.io import mrc, star
 from jimjax.io.convert import relion_from_rotation, relion_from_shift
 from jimjax.io.errors import InputError, InputWarning
 from jimjax.io.files import PathLike
+from jimjax.progress import stop_request
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,10 +218,11 @@ def to_star(
         "rlnImageDimensionality": [3],
     }
     table = star.new_table(columns, optics)
-    mrc.write_stack(stack_path, particles.volumes, voxel_size=particles.voxel_size)
-    if particles.masks is not None:
-        mrc.write_stack(mask_path, particles.masks, voxel_size=particles.voxel_size)
-    table.write(path)
+    with stop_request():  # all of them or none
+        mrc.write_stack(stack_path, particles.volumes, voxel_size=particles.voxel_size)
+        if particles.masks is not None:
+            mrc.write_stack(mask_path, particles.masks, voxel_size=particles.voxel_size)
+        table.write(path)
 
 
 def normalize(volumes: np.ndarray) -> np.ndarray:
