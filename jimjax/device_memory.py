@@ -4,7 +4,7 @@ import re
 
 from jimjax.io.errors import FailureError
 
-_NEEDED = re.compile(r"allocat\w* (?:of )?([0-9.]+ ?(?:bytes|[KMGT]i?B))")
+_NEEDED = re.compile(r"allocat\w*(?: request for| of)? ([0-9.]+) ?(bytes|[KMGT]iB)")
 
 
 class OutOfMemoryError(FailureError):
@@ -19,4 +19,8 @@ def is_out_of_memory(problem: RuntimeError) -> bool:
 def describe_need(problem: RuntimeError) -> str:
     """How much could not be had, as `` (12 GiB asked for)``; nothing if XLA does not tell."""
     found = _NEEDED.search(str(problem))
-    return f" ({found[1]} asked for)" if found else ""
+    if found is None:
+        return ""
+    number, unit = float(found[1]), found[2]
+    text = f"{number / 2**30:.3g} GiB" if unit == "bytes" else f"{number:g} {unit}"
+    return f" ({text} asked for)"

@@ -228,24 +228,6 @@ def test_asked_twice_is_130(monkeypatch, capsys):
     assert ended == (130, ["jimjax: stopped"])
 
 
-def test_full_device_is_one_line_and_exit_code_1(monkeypatch, capsys):
-    def do(command):
-        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1234 bytes.")
-
-    code, (line,) = run(monkeypatch, capsys, Average, do, "average", "a.star", "--out", "o")
-    assert code == 1
-    assert line.startswith("jimjax: the device has not enough memory (1234 bytes asked for); use")
-
-
-def test_other_faults_keep_their_traceback(monkeypatch):
-    def do(command):
-        raise RuntimeError("a fault of the program")
-
-    monkeypatch.setattr(Average, "run", do)
-    with pytest.raises(RuntimeError, match="a fault of the program"):
-        cli.main(["average", "a.star", "--out", "o"])
-
-
 SIMULATE = ["simulate", "--structures", "a.mrc", "--out", "sim", "--num-per-class", "20000"]
 
 
