@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from jimjax.commands.particles import TiltedParticleOptions
+
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(TiltedParticleOptions):
     """Train a network on particles, without labels or poses, or with those that align found.
 
     Writes OUT/config.toml, provenance.json, metrics.jsonl, checkpoints/ and references.mrcs.
@@ -43,9 +45,6 @@ class Train:
             them; has no influence on the outcome.
         seed: overrides the configuration's seed.
         num_classes: overrides network.num_classes of the configuration.
-        tilt_min: lowest tilt of all particles, degrees; from the STAR file if not given.
-        tilt_max: highest tilt of all particles, degrees; from the STAR file if not given.
-        voxel_size: angstrom; from the STAR file or the headers if not given.
     """
 
     config: tyro.conf.Positional[Path]
@@ -62,9 +61,6 @@ class Train:
     fsdp: int = 1
     seed: int | None = None
     num_classes: int | None = None
-    tilt_min: float | None = None
-    tilt_max: float | None = None
-    voxel_size: float | None = None
 
     def run(self) -> None:
         """Checks the input, then trains."""
@@ -76,13 +72,7 @@ class Train:
         mesh = self._mesh()
         config, profile = self._config(), self._profile()
         files.check_output_folder(self.out)
-        tilt_range = files.tilt_range(self.tilt_min, self.tilt_max)
-        particles = load(
-            self.data,
-            tilt_range=tilt_range,
-            voxel_size=self.voxel_size,
-            with_poses=self.teacher,
-        )
+        particles = load(self.data, with_poses=self.teacher, **self.reading)
 
         from jimjax import distributed
         from jimjax.commands.align_network import open_weights

@@ -4,14 +4,17 @@ Each file is opened once, however many particles lie in it. What would surface a
 far from its cause is an `InputError` that names the table's line, the particle and the remedy.
 """
 
+import warnings
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from jimjax.data.columns import particle_name
 from jimjax.io import mrc, star
-from jimjax.io.errors import InputError
+from jimjax.io.errors import InputError, InputWarning
 
+Nonfinite = Literal["error", "drop", "zero", "mean"]
 MAX_LISTED = 5  # names listed in one message
 MASK_LEVEL = 0.5  # of a soft mask: a voxel belongs to the particle above it
 MASK_ROUNDING = 1e-3  # a soft mask may leave 0 to 1 by so much
@@ -48,7 +51,13 @@ def read_volumes(
     return volumes, sizes
 
 
-def read_masks(table: star.ParticleTable, shape: tuple[int, ...], voxel_size: float) -> np.ndarray:
+def read_masks(
+    table: star.ParticleTable,
+    shape: tuple[int, ...],
+    voxel_size: float,
+    *,
+    allow_outside: bool = True,
+) -> np.ndarray:
     """Reads which voxels belong to each particle.
 
     Args:
@@ -57,6 +66,7 @@ def read_masks(table: star.ParticleTable, shape: tuple[int, ...], voxel_size: fl
         shape: ``(n, z, y, x)`` of the particles' volumes.
         voxel_size: angstrom, of the particles; masks are taken to have it, whatever their headers
             say, as programs that make masks often leave it out.
+        allow_outside: also files that are none of the project's, see ``io.places``.
 
     Returns:
         ``shape`` bool.
@@ -71,7 +81,7 @@ def read_masks(table: star.ParticleTable, shape: tuple[int, ...], voxel_size: fl
             " (NUMBER@STACK or the path of each, 1 inside the particle and 0 outside),"
             " or simulate particles with --masks"
         )
-    references = table.image_references(star.MASK_COLUMN)
+    references = table.image_references(star.MASK_COLUMN, allow_outside=allow_outside)
     masks = _allocate(table, shape, bool)
     for path, rows in _rows_of_file(references).items():
         data, _ = _read_file(table, path, rows, references, voxel_size)
@@ -93,30 +103,51 @@ def read_masks(table: star.ParticleTable, shape: tuple[int, ...], voxel_size: fl
     return masks
 
 
-def check_voxels(table: star.ParticleTable, volumes: np.ndarray, names: tuple[str, ...]) -> None:
-    """Raises unless every particle is finite and holds a signal.
+def settle_voxels(
+    table: star.ParticleTable,
+    volumes: np.ndarray,
+    names: tuple[str, ...],
+    nonfinite: Nonfinite = "error",
+) -> np.ndarray:
+    """Sees to voxels that are NaN or infinite, and that every particle holds a signal.
 
     Args:
         table: for messages.
-        volumes: ``(n, z, y, x)``.
+        volumes: ``(n, z, y, x)``; "zero" and "mean" write to it.
         names: of the particles.
+        nonfinite: "error" refuses such particles, "drop" leaves them out, "zero" puts 0 for such
+            voxels, and "mean" the mean of the particle's others. The last three warn, with the
+            names of all of them.
+
+    Returns:
+        ``(n,)`` bool, the particles to keep.
 
     Raises:
-        InputError: if a voxel is NaN or infinite, or a particle is constant.
+        InputError: if a voxel is not finite and may not be, none is left, or one is constant.
     """
-    constant = []
+    is_kept = np.ones(len(volumes), bool)
+    settled, constant = [], []
     for row, volume in enumerate(volumes):
         is_finite = np.isfinite(volume)
         if not np.all(is_finite):
-            first = tuple(np.argwhere(~is_finite)[0].tolist())
-            raise table.error(
-                row,
-                f"{names[row]} has {volume.size - int(np.count_nonzero(is_finite))} voxels that are"
-                f" NaN or infinite, the first at [z, y, x] = {list(first)};"
-                " leave this particle out or extract it again",
-            )
+            if nonfinite == "error" or (nonfinite == "mean" and not is_finite.any()):
+                raise _nonfinite_error(table, row, names[row], is_finite)
+            settled.append(names[row])
+            if nonfinite == "drop":
+                is_kept[row] = False
+                continue
+            filling = 0.0 if nonfinite == "zero" else volume[is_finite].mean(dtype=np.float64)
+            volume[~is_finite] = filling
         if volume.min() == volume.max():
             constant.append(names[row])
+    if not np.any(is_kept):
+        raise InputError(f"{table.name}: all particles have voxels that are NaN or infinite")
+    if settled:
+        done = "left out" if nonfinite == "drop" else f"filled with {nonfinite}"
+        told = f"{len(settled)} of {len(volumes)} particles with voxels that are NaN or infinite"
+        warnings.warn(
+            f"{table.name}: {told} are {done}: {', '.join(settled)}", InputWarning, stacklevel=3
+        )
     if constant:
         listed = ", ".join(constant[:MAX_LISTED])
         more = f" and {len(constant) - MAX_LISTED} more" if len(constant) > MAX_LISTED else ""
@@ -124,6 +155,19 @@ def check_voxels(table: star.ParticleTable, volumes: np.ndarray, names: tuple[st
             f"{table.name}: {len(constant)} particles are constant, without any signal: {listed}"
             f"{more}; leave them out"
         )
+    return is_kept
+
+
+def _nonfinite_error(
+    table: star.ParticleTable, row: int, name: str, is_finite: np.ndarray
+) -> InputError:
+    first = np.argwhere(~is_finite)[0].tolist()
+    return table.error(
+        row,
+        f"{name} has {is_finite.size - int(np.count_nonzero(is_finite))} voxels that are"
+        f" NaN or infinite, the first at [z, y, x] = {first};"
+        " leave this particle out (--nonfinite drop) or extract it again",
+    )
 
 
 def _rows_of_file(references: list[mrc.ImageReference]) -> dict[Path, list[int]]:

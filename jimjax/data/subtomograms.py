@@ -32,7 +32,7 @@ from jimjax.data.columns import (
     tilt_ranges_of,
     voxel_size_of,
 )
-from jimjax.data.images import check_voxels, read_masks, read_volumes
+from jimjax.data.images import Nonfinite, read_masks, read_volumes, settle_voxels
 from jimjax.io import mrc, star
 from jimjax.io.convert import relion_from_rotation, relion_from_shift
 from jimjax.io.errors import InputError, InputWarning
@@ -110,6 +110,8 @@ def load(
     with_poses: bool = False,
     with_masks: bool = False,
     seed: int = 0,
+    nonfinite: Nonfinite = "error",
+    allow_outside: bool = True,
 ) -> Subtomograms:
     """Reads the particles that a STAR file lists.
 
@@ -125,12 +127,17 @@ def load(
             the particles, and of the same box. Values are 0 to 1, and a voxel belongs to the
             particle above 0.5: a soft mask ends where it falls to one half.
         seed: deals the half sets if there is no rlnRandomSubset.
+        nonfinite: what to do with particles of which voxels are NaN or infinite: refuse them
+            ("error"), leave them out ("drop"; ``table_of`` gives the rows of the others), or fill
+            those voxels with 0 ("zero") or the particle's mean ("mean"). All but the first warn.
+        allow_outside: also read images that are none of the project's, see ``io.places``. The
+            command line does not, unless told to.
 
     Raises:
         InputError: if anything does not fit; the first mistake found, as one sentence.
     """
     table = star.read_particles(star_path)
-    references = table.image_references()
+    references = table.image_references(allow_outside=allow_outside)
     names = tuple(particle_name(reference) for reference in references)
     tilt_ranges = tilt_ranges_of(table, tilt_range)
     halves = halves_of(table, seed=seed)
@@ -140,13 +147,34 @@ def load(
     with _one_warning_of_a_kind():
         volumes, header_sizes = read_volumes(table, references, star_voxel_size)
     size = star_voxel_size or header_voxel_size(table, header_sizes)
-    check_voxels(table, volumes, names)
+    is_kept = settle_voxels(table, volumes, names, nonfinite)
     masks = None
     if with_masks:
         with _one_warning_of_a_kind():
-            masks = read_masks(table, volumes.shape, size)
+            masks = read_masks(table, volumes.shape, size, allow_outside=allow_outside)
     truth = annotations_of(table, size) if with_poses else (None, None, None)
-    return Subtomograms(volumes, tilt_ranges, float(size), names, halves, *truth, masks)
+    everything = Subtomograms(volumes, tilt_ranges, float(size), names, halves, *truth, masks)
+    return everything if np.all(is_kept) else everything.select(is_kept)
+
+
+def table_of(particles: Subtomograms, star_path: PathLike) -> star.ParticleTable:
+    """Reads the table that particles were loaded from, without those that were left out.
+
+    Args:
+        particles: as ``load`` gave them.
+        star_path: that it read.
+
+    Raises:
+        InputError: if the file does not list these particles.
+    """
+    table = star.read_particles(star_path)
+    if len(table) == len(particles):
+        return table
+    names, kept = map(particle_name, table.image_references()), set(particles.names)
+    table = table.select([name in kept for name in names])
+    if len(table) != len(particles):
+        raise InputError(f"{star_path}: has changed since its particles were loaded; start again")
+    return table
 
 
 def check_scale(particles: Subtomograms, *, box: int, voxel_size: float, whose: str) -> None:
