@@ -7,7 +7,7 @@ import pytest
 
 from jimjax import cli
 from jimjax.commands.particles import ParticleOptions, TiltedParticleOptions
-from jimjax.data.subtomograms import Subtomograms, load, to_star
+from jimjax.data.subtomograms import Subtomograms, to_star
 from jimjax.io import read_particles
 
 NUM, BOX = 8, 8
@@ -111,4 +111,3 @@ def test_dropped_particles_are_named_on_stderr(star, tmp_path, jimjax):
     assert code == 0
     assert line.endswith(f"1 of 8 particles with voxels that are NaN or infinite are left out: "
                          f"3@{stack}")  # fmt: skip
-    assert len(load(star, nonfinite="zero")) == NUM

@@ -233,6 +233,7 @@ class SegmentPredict(ParticleOptions):
 
         from jimjax.commands.progress import open_progress
         from jimjax.io import mrc
+        from jimjax.progress import stop_request
         from jimjax.segment.segmenter import segment_tomogram
 
         wanted = weights.description.voxel_size
@@ -252,7 +253,8 @@ class SegmentPredict(ParticleOptions):
                 for section in range(shape[0]):
                     yield found.read(section, section + 1) >= self.threshold
 
-        mrc.write_slabs(self.out / MASK, cut(), shape, voxel_size=size)
+        with stop_request():  # belongs to the probabilities
+            mrc.write_slabs(self.out / MASK, cut(), shape, voxel_size=size)
         print(f"{shape[2]} x {shape[1]} x {shape[0]} voxels: {self.out / MASK}")
 
 

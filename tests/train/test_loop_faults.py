@@ -10,10 +10,13 @@ import pytest
 from flax import nnx
 
 from jimjax.data.batches import map_chunks
+from jimjax.io.errors import InputError
+from jimjax.io.files import hold_folder
 from jimjax.mesh import data_mesh
 from jimjax.models import functional
 from jimjax.train.checkpoint import open_checkpoints
 from jimjax.train.loop import Interrupted, Stage, TrainingError, train
+from jimjax.train.resume import CHECKPOINTS, train_in_folder
 from jimjax.train.state import TrainState, adam, initial_state
 from jimjax.train.step import LossResult
 
@@ -104,3 +107,12 @@ def test_step_that_does_not_fit_names_a_batch_that_might():
     told = r"'layer' with batches of 6 does not fit .* GiB asked for\); try a batch size of 3$"
     with pytest.raises(TrainingError, match=told):
         run(Stage("layer", 1, greedy, batches, STEPS), *begin()[2:])
+
+
+def test_folder_that_another_run_writes_to_is_refused(tmp_path):
+    network, optimizer, state, memory = begin()
+    stage = Stage("layer", 1, loss, batches, STEPS)
+    options = {"key": jax.random.key(5), "optimizer": optimizer, "mesh": data_mesh(1)}
+    with hold_folder(tmp_path), pytest.raises(InputError, match=r"process \d+ on .* is writing to"):
+        train_in_folder(tmp_path, network, state, memory, [stage], resume=False, **options)
+    assert not (tmp_path / CHECKPOINTS).exists()
