@@ -1,5 +1,6 @@
 """``jimjax train``: particles to a run folder."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,11 +65,18 @@ class Train(TiltedParticleOptions):
 
     def run(self) -> None:
         """Checks the input, then trains."""
+        from jimjax.progress import stop_request
+
+        self._join()
+        # Of several processes none may leave alone: they ask each other.
+        with stop_request() if self.distributed else nullcontext():
+            self._train()
+
+    def _train(self) -> None:
         from jimjax.commands import files
         from jimjax.commands.progress import open_progress
         from jimjax.data.subtomograms import load
 
-        self._join()
         mesh = self._mesh()
         config, profile = self._config(), self._profile()
         files.check_output_folder(self.out)
