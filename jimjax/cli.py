@@ -30,8 +30,9 @@ from jimjax.commands.predict import Predict
 from jimjax.commands.report import Report
 from jimjax.commands.segment import Segment
 from jimjax.commands.simulate import Simulate
-from jimjax.commands.stop import Stop
+from jimjax.commands.stop import EXIT_FAILED, EXIT_INTERRUPTED, Stop, how_to_go_on
 from jimjax.commands.train import Train
+from jimjax.progress import Interrupted, interruptible
 
 COMMANDS = {
     "doctor": Doctor,
@@ -55,7 +56,7 @@ COMMANDS = {
     "benchmark": Benchmark,
     "import": Import,
 }
-EXIT_FAILED, EXIT_MISTAKE, EXIT_KILLED = 1, 2, 130
+EXIT_MISTAKE, EXIT_KILLED = 2, 130
 DESCRIPTION = "Joint alignment and clustering of cryo-electron subtomograms."
 _FRAME = re.compile("[\u2500-\u257f]|-{3,}")  # box drawing, or dashes where it cannot be shown
 _REPEATED = re.compile(r"(?i)\b(invalid choice|unrecognized options) \1\b")  # tyro says it twice
@@ -69,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 for success, 2 for a mistake of the user (one line on stderr), 1 for
-        training that cannot go on or a disk that fails, 75 for training that was interrupted and
-        can be resumed, 130 for Ctrl-C.
+        training that cannot go on, a disk that fails or a device without memory, 75 for a command
+        that was asked to stop by SIGTERM or Ctrl-C, 130 for one that was asked twice.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments == ["--version"]:
@@ -79,13 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"jimjax {jimjax.__version__}")
         return 0
     try:
-        command = _parse(arguments)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    prepare_jax()
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
-        return _run(command)
+        with interruptible():
+            return _parse_and_run(arguments)
+    except Interrupted as stop:
+        return _complain(f"{stop}; {how_to_go_on(None)}", EXIT_INTERRUPTED)
+    except KeyboardInterrupt:
+        return _complain("stopped", EXIT_KILLED)
 
 
 def cache_folder() -> Path:
@@ -106,6 +106,17 @@ def prepare_jax() -> None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def _parse_and_run(arguments: list[str]) -> int:
+    try:
+        command = _parse(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    prepare_jax()
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _run(command)
 
 
 def _parse(arguments: list[str]) -> Any:
@@ -131,7 +142,8 @@ def _usage_line(box: str, arguments: list[str]) -> str:
 
 
 def _run(command: Any) -> int:
-    from jimjax.io.errors import InputError
+    from jimjax.device_memory import describe_need, is_out_of_memory
+    from jimjax.io.errors import FailureError, InputError
 
     try:
         command.run()
@@ -144,10 +156,20 @@ def _run(command: Any) -> int:
         return EXIT_FAILED
     except OSError as problem:
         return _complain(str(problem), EXIT_FAILED)
-    except KeyboardInterrupt:
-        return _complain("stopped", EXIT_KILLED)
     except Stop as stop:
         return _complain(str(stop), stop.exit_code)
+    except Interrupted as stop:
+        return _complain(f"{stop}; {how_to_go_on(command)}", EXIT_INTERRUPTED)
+    except FailureError as problem:
+        return _complain(str(problem), EXIT_FAILED)
+    except RuntimeError as problem:
+        if not is_out_of_memory(problem):
+            raise
+        return _complain(
+            f"the device has not enough memory{describe_need(problem)}; use smaller boxes, smaller "
+            "batches, fewer classes, or another device",
+            EXIT_FAILED,
+        )
     return 0
 
 

@@ -109,7 +109,6 @@ class Vote:
 
     def __init__(self, asked: Callable[[], bool]):
         self._asked = asked
-        self._any = jax.jit(lambda votes: votes.any())
         self._before: jax.Array | None = None
 
     def __call__(self) -> bool:
@@ -117,8 +116,13 @@ class Vote:
         if jax.process_count() == 1:
             return self._asked()
         before = self._before
-        self._before = self._any(_one_per_device(self._asked()))
+        self._before = _any(_one_per_device(self._asked()))
         return before is not None and bool(before)
+
+
+@jax.jit
+def _any(votes: jax.Array) -> jax.Array:
+    return votes.any()
 
 
 def _one_per_device(value: bool) -> jax.Array:

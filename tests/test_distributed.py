@@ -56,6 +56,8 @@ def batches(epoch, memory):
 ask = jax.jit(lambda network, x: functional.apply(network, x, train=False)[0])
 
 def between(state, epoch, memory):
+    if stop_at < 0 and epoch == -stop_at and rank == count - 1:
+        os.kill(os.getpid(), signal.SIGTERM)
     own = network._replace(params=state.params, stats=state.stats)
     found = map_chunks(lambda rows: ask(own, examples[rows]), len(examples), 5)
     labels = found.argmax(axis=1).astype(np.int32)
@@ -256,6 +258,17 @@ def test_rows_of_what_every_device_has_are_taken_without_talking(tmp_path):
         assert found["read"] == [list(range(22))]  # once, by each process
         assert found["collectives"] == ["all-reduce"]
         np.testing.assert_allclose(found["params"], one["params"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_processes_leave_work_between_epochs_together(one, tmp_path):
+    wanted, losses = one
+    told = _run(tmp_path / "run", 2, 1, stop_at=-1)
+    assert [found["stopped"] for found in told] == ["stopped at step 3 of 9"] * 2
+    (found,) = _run(tmp_path / "run")
+    assert found["labels"] == wanted["labels"]
+    np.testing.assert_allclose(found["params"], wanted["params"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(_losses(tmp_path / "run"), losses, rtol=1e-5)
 
 
 def test_one_process_needs_nobody():

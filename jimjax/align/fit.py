@@ -23,7 +23,7 @@ from jimjax.io.errors import InputError
 from jimjax.io.files import hold_folder
 from jimjax.mesh import data_mesh
 from jimjax.ops import symmetry
-from jimjax.progress import Interrupted, Progress, stop_request
+from jimjax.progress import Interrupted, Progress, check_stop, interruptible
 
 STATE = "em_state.npz"
 
@@ -112,25 +112,28 @@ def fit(
         state = begin(data, plan[0], start)
     total, first = sum(part.iterations for part in plan), 0
     held = hold_folder(folder) if folder is not None else contextlib.nullcontext()
-    with held, stop_request() as is_asked_to_stop:
-        for part in plan:
-            last = first + part.iterations
-            if int(state.done) < last:
-                banded = data.at(part.limit)
-                name = "sweep" if isinstance(part, Sweep) else "refine"
-                run = sweep if isinstance(part, Sweep) else look_nearby
-                for new in run(data, banded, part, state, first):
-                    state = new
-                    if store is not None:
-                        store.save(state)
-                    if progress is not None:
-                        shown = {"evidence": float(state.evidence.mean())}
-                        progress.update(name, int(state.done), total, shown)
-                    if watch is not None:
-                        watch(f"{name} {part.limit:g}", state)
-                    if is_asked_to_stop() and int(state.done) < total:
-                        raise Interrupted(f"stopped at iteration {int(state.done)} of {total}")
-            first = last
+    try:
+        with held, interruptible():
+            for part in plan:
+                last = first + part.iterations
+                if int(state.done) < last:
+                    banded = data.at(part.limit)
+                    name = "sweep" if isinstance(part, Sweep) else "refine"
+                    run = sweep if isinstance(part, Sweep) else look_nearby
+                    for new in run(data, banded, part, state, first):
+                        state = new
+                        if store is not None:
+                            store.save(state)
+                        if progress is not None:
+                            shown = {"evidence": float(state.evidence.mean())}
+                            progress.update(name, int(state.done), total, shown)
+                        if watch is not None:
+                            watch(f"{name} {part.limit:g}", state)
+                        check_stop()
+                first = last
+    except Interrupted:
+        # Of the iteration that was under way nothing is kept; it is done again.
+        raise Interrupted(f"stopped at iteration {int(state.done)} of {total}") from None
     return _finish(data, data.at(plan[-1].limit), state)
 
 

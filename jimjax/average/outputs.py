@@ -13,6 +13,7 @@ from jimjax.io import mrc
 from jimjax.io.files import replace_file
 from jimjax.ops.fourier import FSC_GOLD_STANDARD
 from jimjax.ops.rotation import Pose
+from jimjax.progress import stop_request
 
 __all__ = ["average_classes", "fsc_frequencies", "write_averages"]
 
@@ -91,18 +92,8 @@ def write_averages(
         OSError: if a file cannot be written.
     """
     averages = average_classes(particles, num_classes=num_classes, order=order)
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for number, average in enumerate(averages, start=1):
-        files = [] if average is None else _write_class(out_dir, number, average, particles)
-        entries.append(_summary_entry(number, average, files))
-    summary = {
-        "voxel_size_angstrom": float(particles.voxel_size),
-        "fsc_threshold": FSC_GOLD_STANDARD,
-        "classes": entries,
-    }
-    _write_text(out_dir / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    with stop_request():  # all files or none
+        _write_all(averages, particles, Path(out_dir))
     return averages
 
 
@@ -118,6 +109,22 @@ def fsc_frequencies(num_shells: int, size: int, voxel_size: float) -> np.ndarray
         ``(num_shells,)`` in 1/Angstrom: shell / (size * voxel_size).
     """
     return np.arange(num_shells) / (size * voxel_size)
+
+
+def _write_all(
+    averages: tuple[ClassAverage | None, ...], particles: Subtomograms, out_dir: Path
+) -> None:
+    out_dir.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for number, average in enumerate(averages, start=1):
+        files = [] if average is None else _write_class(out_dir, number, average, particles)
+        entries.append(_summary_entry(number, average, files))
+    summary = {
+        "voxel_size_angstrom": float(particles.voxel_size),
+        "fsc_threshold": FSC_GOLD_STANDARD,
+        "classes": entries,
+    }
+    _write_text(out_dir / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 def _write_class(

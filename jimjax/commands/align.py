@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from jimjax.commands.particles import TiltedParticleOptions
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -20,7 +22,7 @@ CLASSES, AVERAGES, SUMMARY = "classes.star", "averages", "alignment.json"
 
 
 @dataclass(frozen=True)
-class Align:
+class Align(TiltedParticleOptions):
     """Find class and pose of every particle, and average.
 
     Methods: "em" estimates classes, poses and averages together, from nothing but the particles;
@@ -56,9 +58,6 @@ class Align:
         resume: go on where an interrupted run in OUT stopped.
         seed: of the random start, and of the half sets, where the STAR file has no
             rlnRandomSubset.
-        tilt_min: lowest tilt of all particles, degrees; from the STAR file if not given.
-        tilt_max: highest tilt of all particles, degrees; from the STAR file if not given.
-        voxel_size: angstrom; from the STAR file or the headers if not given.
     """
 
     data: tyro.conf.Positional[Path]
@@ -75,21 +74,14 @@ class Align:
     half_maps: Literal["independent", "joint"] = "independent"
     resume: bool = False
     seed: int = 0
-    tilt_min: float | None = None
-    tilt_max: float | None = None
-    voxel_size: float | None = None
 
     def run(self) -> None:
         """Checks the input, aligns and averages."""
-        from jimjax.commands import files
         from jimjax.data.subtomograms import load
 
         started = time.monotonic()
         self._check()
-        tilt_range = files.tilt_range(self.tilt_min, self.tilt_max)
-        particles = load(
-            self.data, tilt_range=tilt_range, voxel_size=self.voxel_size, seed=self.seed
-        )
+        particles = load(self.data, seed=self.seed, **self.reading)
         references = read_references(self.reference, particles)
         self.out.mkdir(parents=True, exist_ok=True)
         options = self._options()
@@ -173,7 +165,7 @@ class Align:
 
 
 @dataclass(frozen=True)
-class Refine:
+class Refine(TiltedParticleOptions):
     """Improve poses that are known already.
 
     Begins from the classes and poses of the STAR file and looks around each pose, and at its
@@ -191,9 +183,6 @@ class Refine:
         half_maps: as of jimjax align.
         resume: go on where an interrupted run in OUT stopped.
         seed: of the half sets, where the STAR file has no rlnRandomSubset.
-        tilt_min: lowest tilt of all particles, degrees; from the STAR file if not given.
-        tilt_max: highest tilt of all particles, degrees; from the STAR file if not given.
-        voxel_size: angstrom; from the STAR file or the headers if not given.
     """
 
     data: tyro.conf.Positional[Path]
@@ -204,9 +193,6 @@ class Refine:
     half_maps: Literal["independent", "joint"] = "independent"
     resume: bool = False
     seed: int = 0
-    tilt_min: float | None = None
-    tilt_max: float | None = None
-    voxel_size: float | None = None
 
     def run(self) -> None:
         """Loads particles with poses and refines them."""
@@ -214,20 +200,12 @@ class Refine:
 
         from jimjax.align.fit_data import Options
         from jimjax.align.plans import REFINE_PLAN, Start
-        from jimjax.commands import files
         from jimjax.commands.align_pairwise import climb_to_references
         from jimjax.data.subtomograms import load
 
         started = time.monotonic()
         check_door(self.data, self.out, self.seed)
-        tilt_range = files.tilt_range(self.tilt_min, self.tilt_max)
-        particles = load(
-            self.data,
-            tilt_range=tilt_range,
-            voxel_size=self.voxel_size,
-            with_poses=True,
-            seed=self.seed,
-        )
+        particles = load(self.data, with_poses=True, seed=self.seed, **self.reading)
         labels = particles.labels
         labels = np.zeros(len(particles), np.int32) if labels is None else labels
         farthest = float(np.abs(particles.shifts).max())
@@ -289,12 +267,11 @@ def read_references(paths: tuple[Path, ...], particles: "Subtomograms") -> "np.n
 
 
 def run_fit(particles: "Subtomograms", options: "Options", folder: Path, **how: Any) -> "Found":
-    """Runs the joint EM with a progress bar; an interruption becomes an exit code."""
+    """Runs the joint EM with a progress bar."""
     from jimjax.align.fit import fit
     from jimjax.commands.progress import open_progress
-    from jimjax.commands.train import training_exits
 
-    with training_exits(folder), open_progress() as progress:
+    with open_progress() as progress:
         return fit(particles, options, folder=folder, progress=progress, **how)
 
 
@@ -365,8 +342,7 @@ def _align_halves(
 ) -> "Start":
     from jimjax.align.halves import fit_halves
     from jimjax.commands.progress import open_progress, say
-    from jimjax.commands.train import training_exits
 
     say("aligning each half set by itself, for the resolution")
-    with training_exits(folder), open_progress() as progress:
+    with open_progress() as progress:
         return fit_halves(particles, options, start, progress=progress)

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import tyro
 
+from jimjax.commands.particles import TiltedParticleOptions
+
 
 @dataclass(frozen=True)
-class Average:
+class Average(TiltedParticleOptions):
     """Average the particles of each class in their poses.
 
     Writes OUT/class_001.mrc, its half maps and its FSC curve for each class, and
@@ -18,18 +20,12 @@ class Average:
         out: folder to write.
         seed: deals the half sets, where the STAR file has no rlnRandomSubset.
         order: of the interpolation: 1 (linear) or 3 (cubic spline).
-        tilt_min: lowest tilt of all particles, degrees; from the STAR file if not given.
-        tilt_max: highest tilt of all particles, degrees; from the STAR file if not given.
-        voxel_size: angstrom; from the STAR file or the headers if not given.
     """
 
     classes: tyro.conf.Positional[Path]
     out: Path
     seed: int = 0
     order: int = 3
-    tilt_min: float | None = None
-    tilt_max: float | None = None
-    voxel_size: float | None = None
 
     def run(self) -> None:
         """Loads the particles and writes the averages."""
@@ -40,14 +36,7 @@ class Average:
         if self.order not in (1, 3):
             raise InputError(f"--order must be 1 or 3, got {self.order}")
         files.check_output_folder(self.out)
-        tilt_range = files.tilt_range(self.tilt_min, self.tilt_max)
-        particles = load(
-            self.classes,
-            tilt_range=tilt_range,
-            voxel_size=self.voxel_size,
-            with_poses=True,
-            seed=self.seed,
-        )
+        particles = load(self.classes, with_poses=True, seed=self.seed, **self.reading)
         if particles.labels is None:
             raise InputError(f"{self.classes}: has no rlnClassNumber; run jimjax predict first")
         _check_not_inputs(self.out, particles.names)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from jimjax.commands.classes import CLASSES
+from jimjax.commands.particles import TiltedParticleOptions
 
 if TYPE_CHECKING:
     from jimjax.cluster.estimator import Clusterer
@@ -22,7 +23,7 @@ AUTO = tuple(range(2, 11))  # numbers of classes to choose from
 
 
 @dataclass(frozen=True)
-class Cluster:
+class Cluster(TiltedParticleOptions):
     """Find classes of particles, without labels and without poses.
 
     "jimnet" aligns particles to references that it makes of them; "jimnet-cluster" is the same
@@ -60,9 +61,6 @@ class Cluster:
             seed are those given here.
         seed: of all that is random.
         resume: go on with what OUT holds.
-        tilt_min: lowest tilt of all particles, degrees; from the STAR file if not given.
-        tilt_max: highest tilt of all particles, degrees; from the STAR file if not given.
-        voxel_size: angstrom; from the STAR file or the headers if not given.
     """
 
     data: tyro.conf.Positional[Path]
@@ -82,9 +80,6 @@ class Cluster:
     config: Path | None = None
     seed: int = 0
     resume: bool = False
-    tilt_min: float | None = None
-    tilt_max: float | None = None
-    voxel_size: float | None = None
 
     def run(self) -> None:
         """Loads the particles, clusters them, and shows what was found."""
@@ -93,7 +88,6 @@ class Cluster:
         from jimjax.commands.classes import show
         from jimjax.commands.cluster_methods import begin_with, build
         from jimjax.commands.progress import open_progress
-        from jimjax.commands.train import training_exits
         from jimjax.data.subtomograms import load
 
         started = time.monotonic()
@@ -101,16 +95,11 @@ class Cluster:
         files.check_output_folder(self.out)
         if self.out.is_dir():
             files.check_output_file(self.out / CLASSES, [self.data])
-        particles = load(
-            self.data,
-            tilt_range=files.tilt_range(self.tilt_min, self.tilt_max),
-            voxel_size=self.voxel_size,
-            seed=self.seed,
-        )
+        particles = load(self.data, seed=self.seed, **self.reading)
         box = particles.volumes.shape[-1]
         is_taught = self.train is not None
         weights = begin_with(self.method, self.preset, self.weights, box, is_taught=is_taught)
-        with training_exits(self.out), open_progress() as progress:
+        with open_progress() as progress:
             if is_taught:
                 weights = self._learn(weights, progress)
             method = build(self.method, config, weights, files.command_line())
@@ -131,11 +120,7 @@ class Cluster:
         from jimjax.train import supervised
 
         config = supervised.small() if self.preset == "small" else supervised.SupervisedConfig()
-        known = load_labelled(
-            self.train,
-            tilt_range=files.tilt_range(self.tilt_min, self.tilt_max),
-            voxel_size=self.voxel_size,
-        )
+        known = load_labelled(self.train, **self.reading)
         folder = self.out / TRAINING
         return supervised.train_classifier(
             dataclasses.replace(config, contrast=self.contrast, seed=self.seed),

@@ -56,7 +56,6 @@ class Demo:
     def run(self) -> None:
         """Runs all of it."""
         from jimjax.commands.progress import open_progress, say
-        from jimjax.commands.train import training_exits
         from jimjax.data.subtomograms import load
 
         started = time.monotonic()
@@ -71,7 +70,7 @@ class Demo:
 
         config = self._config()
         say(f"training on {len(particles)} particles")
-        with training_exits(self.out / "run"), open_progress() as progress:
+        with open_progress() as progress:
             run = train_run(
                 config,
                 particles,

@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from jimjax.commands.particles import TiltedParticleOptions
 from jimjax.commands.stop import Stop
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Finding(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Doctor:
+class Doctor(TiltedParticleOptions):
     """Check versions, devices, folders and, if given, a particle STAR file.
 
     Ends with exit code 1 if something failed.
@@ -39,17 +40,11 @@ class Doctor:
         data: particle STAR file to check.
         out: also write the findings to this JSON file.
         seed: draws the particles and files looked at, where there are more than 100.
-        tilt_min: lowest tilt of all particles, degrees; from the STAR file if not given.
-        tilt_max: highest tilt of all particles, degrees; from the STAR file if not given.
-        voxel_size: angstrom; from the STAR file or the headers if not given.
     """
 
     data: Path | None = None
     out: Path | None = None
     seed: int = 0
-    tilt_min: float | None = None
-    tilt_max: float | None = None
-    voxel_size: float | None = None
 
     def run(self) -> None:
         """Prints the findings one by one."""
@@ -75,11 +70,9 @@ class Doctor:
             yield from self._data()
 
     def _data(self) -> Iterator[Finding]:
-        from jimjax.commands import files
         from jimjax.data.subtomograms import load
 
-        tilt_range = files.tilt_range(self.tilt_min, self.tilt_max)
-        particles = load(self.data, tilt_range=tilt_range, voxel_size=self.voxel_size)
+        particles = load(self.data, **self.reading)
         yield Finding("ok", "particles", f"{len(particles)} in {self.data}")
         yield Finding("ok", "box", f"{particles.volumes.shape[-1]} voxels")
         yield Finding("ok", "voxel size", f"{particles.voxel_size:g} A")

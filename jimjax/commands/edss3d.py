@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from jimjax.commands.particles import TiltedParticleOptions
+
 if TYPE_CHECKING:
     from jimjax.segment.edss3d_config import Edss3dTraining
 
@@ -13,7 +15,7 @@ SEGMENTS, STAR, WEIGHTS = "segments.mrcs", "segments.star", "weights.safetensors
 
 
 @dataclass(frozen=True)
-class Edss3d:
+class Edss3d(TiltedParticleOptions):
     """Segment particles, from nothing but the clusters that you select.
 
     Look at the classes that jimjax cluster --method autoencoder found, and name those to segment.
@@ -35,9 +37,6 @@ class Edss3d:
         config: TOML file with other settings; clusters, preset and seed are those given here.
         seed: of all that is random.
         resume: go on with what OUT holds.
-        tilt_min: lowest tilt of all particles, degrees; from the STAR file if not given.
-        tilt_max: highest tilt of all particles, degrees; from the STAR file if not given.
-        voxel_size: angstrom; from the STAR file or the headers if not given.
     """
 
     run_folder: Annotated[Path, tyro.conf.arg(name="run")]
@@ -48,9 +47,6 @@ class Edss3d:
     config: Path | None = None
     seed: int = 0
     resume: bool = False
-    tilt_min: float | None = None
-    tilt_max: float | None = None
-    voxel_size: float | None = None
 
     def run(self) -> None:
         """Loads clusters and particles, then teaches and segments."""
@@ -59,27 +55,21 @@ class Edss3d:
         from jimjax.commands import files
         from jimjax.commands.poses import class_columns
         from jimjax.commands.progress import open_progress
-        from jimjax.commands.train import training_exits
-        from jimjax.data.subtomograms import load
-        from jimjax.io import mrc, star
+        from jimjax.data.subtomograms import load, table_of
+        from jimjax.io import mrc
 
         training = self._training()
         files.check_output_folder(self.out)
         if self.out.is_dir():
             files.check_output_file(self.out / STAR, [self.data])
-        particles = load(
-            self.data,
-            tilt_range=files.tilt_range(self.tilt_min, self.tilt_max),
-            voxel_size=self.voxel_size,
-            seed=self.seed,
-        )
+        particles = load(self.data, seed=self.seed, **self.reading)
 
         from jimjax.cluster.model import load_model
         from jimjax.models.weights import save_weights
         from jimjax.segment.edss3d import teach
 
         model = load_model(self.run_folder)
-        with training_exits(self.out), open_progress() as progress:
+        with open_progress() as progress:
             segmenter = teach(
                 model,
                 particles,
@@ -92,7 +82,7 @@ class Edss3d:
         save_weights(self.out / WEIGHTS, segmenter.weights)
         segments = segmenter.predict(particles)
         mrc.write_stack(self.out / SEGMENTS, segments, voxel_size=particles.voxel_size)
-        table = star.read_particles(self.data)
+        table = table_of(particles, self.data)
         columns = class_columns(particles, table, model.predict(particles))
         columns["jimSegmentName"] = [f"{n:06d}@{SEGMENTS}" for n in range(1, len(particles) + 1)]
         voxels = np.count_nonzero(segments, axis=(1, 2, 3))

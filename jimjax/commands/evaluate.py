@@ -37,6 +37,8 @@ class Evaluate:
         out: also write the JSON object to this file.
         seed: of the pairs drawn when there are more than 200,000.
         voxel_size: angstrom, for both; from the STAR files or the headers if not given.
+        allow_outside: also accept images that the STAR files name outside of the working directory
+            and of the folder around their own.
     """
 
     classes: tyro.conf.Positional[Path]
@@ -48,6 +50,7 @@ class Evaluate:
     out: Path | None = None
     seed: int = 0
     voxel_size: float | None = None
+    allow_outside: bool = False
 
     def run(self) -> None:
         """Reads both files and prints the scores."""
@@ -55,7 +58,8 @@ class Evaluate:
 
         if self.out is not None:
             files.check_output_file(self.out, [self.classes, self.truth])
-        predicted, true = read_matched(self.classes, self.truth, voxel_size=self.voxel_size)
+        reading = {"voxel_size": self.voxel_size, "allow_outside": self.allow_outside}
+        predicted, true = read_matched(self.classes, self.truth, **reading)
         how = {"seed": self.seed, "is_shift_rounded": self.rounded_shifts}
         how["groups"] = _same_group(self.symmetry, true.labels)
         scores: dict[str, Any] = score(predicted, true, **how)
@@ -175,9 +179,15 @@ def score_per_class(
 
 
 def read_matched(
-    classes: Path, truth: Path, *, voxel_size: float | None = None
+    classes: Path, truth: Path, *, voxel_size: float | None = None, allow_outside: bool = True
 ) -> tuple["Annotations", "Annotations"]:
     """Reads both files, the truth in the order of the prediction.
+
+    Args:
+        classes: with predicted classes and poses.
+        truth: with the true ones.
+        voxel_size: as of ``data.columns.read_annotations``.
+        allow_outside: likewise.
 
     Raises:
         InputError: as `score_files`.
@@ -187,8 +197,9 @@ def read_matched(
     from jimjax.data.columns import CLASS, VOXEL_SIZE_TOLERANCE, read_annotations
     from jimjax.io.errors import InputError
 
-    predicted = read_annotations(classes, voxel_size=voxel_size)
-    true = read_annotations(truth, voxel_size=voxel_size)
+    reading = {"voxel_size": voxel_size, "allow_outside": allow_outside}
+    predicted = read_annotations(classes, **reading)
+    true = read_annotations(truth, **reading)
     for path, annotations in ((classes, predicted), (truth, true)):
         if annotations.labels is None:
             raise InputError(f"{path}: has no column {CLASS}; evaluation needs classes and poses")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from jimjax.commands.classes import CLASSES
+from jimjax.commands.particles import TiltedParticleOptions
 
 if TYPE_CHECKING:
     from jimjax.data.subtomograms import Subtomograms
@@ -17,7 +18,7 @@ MAX_CLASS = 10_000  # classes.features.npz has a column for every number up to t
 
 
 @dataclass(frozen=True)
-class FewShot:
+class FewShot(TiltedParticleOptions):
     """Find the classes of particles from a few labelled ones; poses are not needed.
 
     A network puts particles at points; the mean of the labelled ones of a class is its prototype,
@@ -51,9 +52,6 @@ class FewShot:
             and seed are those given here.
         seed: of all that is random.
         resume: go on with the training in OUT.
-        tilt_min: lowest tilt of all particles, degrees; from the STAR files if not given.
-        tilt_max: highest tilt of all particles, degrees; from the STAR files if not given.
-        voxel_size: angstrom; from the STAR files or the headers if not given.
     """
 
     support: Path
@@ -69,9 +67,6 @@ class FewShot:
     config: Path | None = None
     seed: int = 0
     resume: bool = False
-    tilt_min: float | None = None
-    tilt_max: float | None = None
-    voxel_size: float | None = None
 
     def run(self) -> None:
         """Loads the particles, learns from those that are known, and classifies the others."""
@@ -99,16 +94,11 @@ class FewShot:
         self._write(found, query, record)
 
     def _load(self) -> "tuple[Subtomograms, Subtomograms, Subtomograms | None]":
-        from jimjax.commands import files
         from jimjax.data.subtomograms import load
         from jimjax.fewshot.support import load_labelled
         from jimjax.io.errors import InputError
 
-        options = {
-            "tilt_range": files.tilt_range(self.tilt_min, self.tilt_max),
-            "voxel_size": self.voxel_size,
-            "seed": self.seed,
-        }
+        options = {**self.reading, "seed": self.seed}
         support = load_labelled(self.support, **options)
         if support.labels.max() >= MAX_CLASS:
             raise InputError(
@@ -120,10 +110,9 @@ class FewShot:
 
     def _train(self, found: "FewShotClassifier", base: "Subtomograms") -> None:
         from jimjax.commands.progress import open_progress
-        from jimjax.commands.train import training_exits
 
         folder = self.out / TRAINING
-        with training_exits(folder), open_progress() as progress:
+        with open_progress() as progress:
             found.train(base, folder=folder, resume=self.resume, progress=progress)
 
     def _measure(self, found: "FewShotClassifier", support: "Subtomograms") -> dict[str, object]:

@@ -82,6 +82,7 @@ class Match:
         from jimjax.commands import files
         from jimjax.commands.maps import read_maps
         from jimjax.commands.progress import open_progress, say
+        from jimjax.progress import stop_request
         from jimjax.tomogram.template_matching import pick_particles, plan_search, search
 
         started = time.monotonic()
@@ -105,20 +106,21 @@ class Match:
                 max_bytes=options.max_bytes,
                 progress=progress,
             )
-        write_maps(scores, plan, self.out, voxel_size)
-        found = pick_particles(scores, plan, options)
-        num_cut = self._write_particles(found, tomogram, voxel_size, tilt_range)
-        summary = {
-            "picks": len(found.scores),
-            "subtomograms": num_cut,
-            "threshold": found.threshold,
-            "rotations": len(plan.rotations),
-            "resolution": plan.resolution,
-            "binning": plan.binning,
-            "particle_diameter": options.diameter,
-            "seconds": round(time.monotonic() - started, 1),
-        }
-        files.write_json(self.out / SUMMARY, files.provenance(0, **summary))
+        with stop_request():  # what belongs together is written together
+            write_maps(scores, plan, self.out, voxel_size)
+            found = pick_particles(scores, plan, options)
+            num_cut = self._write_particles(found, tomogram, voxel_size, tilt_range)
+            summary = {
+                "picks": len(found.scores),
+                "subtomograms": num_cut,
+                "threshold": found.threshold,
+                "rotations": len(plan.rotations),
+                "resolution": plan.resolution,
+                "binning": plan.binning,
+                "particle_diameter": options.diameter,
+                "seconds": round(time.monotonic() - started, 1),
+            }
+            files.write_json(self.out / SUMMARY, files.provenance(0, **summary))
         print(_describe(found, scores, self.out, summary))
 
     def _checked_tilts(self) -> tuple[float, float]:

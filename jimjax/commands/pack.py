@@ -27,6 +27,8 @@ class Pack:
         tilt_min: lowest tilt of all particles, degrees, to write into the STAR file.
         tilt_max: highest tilt of all particles, degrees, to write into the STAR file.
         voxel_size: angstrom; from the STAR file or the headers if not given.
+        allow_outside: also read files that the STAR file names outside of the working directory and
+            of the folder around its own.
     """
 
     particles: tyro.conf.Positional[Path]
@@ -36,6 +38,7 @@ class Pack:
     tilt_min: float | None = None
     tilt_max: float | None = None
     voxel_size: float | None = None
+    allow_outside: bool = False
 
     def run(self) -> None:
         """Packs, and says how much."""
@@ -55,6 +58,7 @@ class Pack:
                 box=self.box,
                 voxel_size=self.voxel_size,
                 tilt_range=tilt_range,
+                allow_outside=self.allow_outside,
                 progress=progress,
             )
         print(

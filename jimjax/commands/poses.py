@@ -83,8 +83,8 @@ def write_poses(
         shifts: ``(n, 3)``, voxels.
         **more: further columns.
     """
-    from jimjax.io.star import read_particles
+    from jimjax.data.subtomograms import table_of
 
-    table = read_particles(data)
+    table = table_of(particles, data)
     columns = pose_columns(particles, table, labels, rotations, shifts)
     table.with_columns(columns | more).write(out)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from jimjax.commands.particles import TiltedParticleOptions
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -17,7 +19,7 @@ FEATURES_SUFFIX, MASKS_SUFFIX = ".features.npz", ".masks.mrcs"
 
 
 @dataclass(frozen=True)
-class Predict:
+class Predict(TiltedParticleOptions):
     """Classify particles with a trained run, or a model of jimjax cluster or fewshot.
 
     A run of jimjax train, and a model of --method jimnet, align them as well. Writes a copy of
@@ -36,18 +38,12 @@ class Predict:
         data: particle STAR file.
         out: STAR file to write.
         seed: deals the half sets, where the STAR file has no rlnRandomSubset.
-        tilt_min: lowest tilt of all particles, degrees; from the STAR file if not given.
-        tilt_max: highest tilt of all particles, degrees; from the STAR file if not given.
-        voxel_size: angstrom; from the STAR file or the headers if not given.
     """
 
     run_folder: Annotated[Path, tyro.conf.arg(name="run")]
     data: Path
     out: Path
     seed: int = 0
-    tilt_min: float | None = None
-    tilt_max: float | None = None
-    voxel_size: float | None = None
 
     def run(self) -> None:
         """Loads the run and the particles, then predicts."""
@@ -59,18 +55,17 @@ class Predict:
         files.check_output_file(self.out, [self.data])
         files.check_output_file(features_path(self.out), [self.data])
         files.check_output_file(masks_path(self.out), [self.data])
-        tilt_range = files.tilt_range(self.tilt_min, self.tilt_max)
-        particles = load(
-            self.data, tilt_range=tilt_range, voxel_size=self.voxel_size, seed=self.seed
-        )
+        particles = load(self.data, seed=self.seed, **self.reading)
 
+        from jimjax.progress import stop_request
         from jimjax.train import run as runs
 
         found = self._ask(particles)
-        if isinstance(found, runs.Prediction):
-            write_prediction(found, particles, self.data, self.out)
-        else:
-            write_classes(particles, self.data, self.out, found.features, found.probabilities)
+        with stop_request():  # what belongs together is written together
+            if isinstance(found, runs.Prediction):
+                write_prediction(found, particles, self.data, self.out)
+            else:
+                write_classes(particles, self.data, self.out, found.features, found.probabilities)
         labels = found.probabilities.argmax(axis=1)
         counts = np.bincount(labels, minlength=found.probabilities.shape[1])
         sizes = ", ".join(str(count) for count in counts)
@@ -87,9 +82,8 @@ class Predict:
             return
         # Read only now, and by nothing that predicts.
         anywhere = (-90.0, 90.0)
-        truth = load(
-            self.data, tilt_range=anywhere, voxel_size=self.voxel_size, with_masks=True
-        ).masks
+        reading = {**self.reading, "tilt_range": anywhere}
+        truth = load(self.data, with_masks=True, **reading).masks
         scores = score_segmentation(masks, truth)
         print(
             f"Dice {scores['mean_dice']:.3f}, IoU {scores['mean_iou']:.3f} with the masks of "
@@ -193,11 +187,11 @@ def write_classes(
         **more: other columns.
     """
     from jimjax.commands.poses import class_columns
-    from jimjax.io.star import read_particles
+    from jimjax.data.subtomograms import table_of
 
     labels = probabilities.argmax(axis=1)
     write_features(out, features, labels, probabilities)
-    table = read_particles(data)
+    table = table_of(particles, data)
     columns = class_columns(particles, table, labels)
     columns |= {"jimClassProbability": probabilities.max(axis=1), **more}
     table.with_columns(columns).write(out)

@@ -27,6 +27,8 @@ class Report:
         truth: STAR file with true classes and poses, if they are known.
         seed: of the pairs drawn for the scores.
         title: of the page.
+        allow_outside: also accept images that the STAR files name outside of the working directory
+            and of the folder around their own.
     """
 
     run_folder: Annotated[Path, tyro.conf.arg(name="run")]
@@ -36,6 +38,7 @@ class Report:
     truth: Path | None = None
     seed: int = 0
     title: str = "jimjax report"
+    allow_outside: bool = False
 
     def run(self) -> None:
         """Collects what there is and writes the page."""
@@ -51,6 +54,7 @@ class Report:
             truth=self.truth,
             seed=self.seed,
             title=self.title,
+            allow_outside=self.allow_outside,
         )
         write_report(data, self.out)
         print(f"report: {self.out}")
@@ -66,6 +70,7 @@ def collect(
     title: str = "jimjax report",
     baselines: Mapping[str, Mapping[str, float]] | None = None,
     caveats: Sequence[str] = (),
+    allow_outside: bool = True,
 ) -> "ReportData":
     """Gathers the contents of a report from files.
 
@@ -75,6 +80,7 @@ def collect(
         averages, truth, seed, title: as the options of `Report`.
         baselines: name -> scores, to compare with.
         caveats: sentences to add.
+        allow_outside: also read images that are none of the project's, see ``io.places``.
 
     Raises:
         InputError: if a file is missing or broken.
@@ -84,11 +90,11 @@ def collect(
     from jimjax.report.page import ReportData
 
     config_text, provenance = _read_run(run_folder)
-    particles = load(classes, with_poses=True)
+    particles = load(classes, with_poses=True, allow_outside=allow_outside)
     if particles.labels is None:
         raise InputError(f"{classes}: has no rlnClassNumber; run jimjax predict first")
     maps, curves = _averages(particles, averages)
-    scores, true_labels, rotation_errors = _scores(classes, truth, seed)
+    scores, true_labels, rotation_errors = _scores(classes, truth, seed, allow_outside)
     return ReportData(
         title=title,
         config_text=config_text,
@@ -186,15 +192,15 @@ def _averages(
 
 
 def _scores(
-    classes: Path, truth: Path | None, seed: int
+    classes: Path, truth: Path | None, seed: int, allow_outside: bool
 ) -> tuple[dict[str, float], "np.ndarray | None", "np.ndarray | None"]:
     """Scores, true labels and rotation errors; nothing where the truth is not known."""
     if truth is None:
         return {}, None, None
-    from jimjax.commands.evaluate import read_matched, score_files
+    from jimjax.commands.evaluate import read_matched, score
     from jimjax.evaluate import relative_pose_errors
 
-    predicted, true = read_matched(classes, truth)
+    predicted, true = read_matched(classes, truth, allow_outside=allow_outside)
     errors = relative_pose_errors(
         predicted.rotations,
         predicted.shifts,
@@ -203,7 +209,7 @@ def _scores(
         true.shifts,
         seed=seed,
     )
-    return score_files(classes, truth, seed=seed), true.labels, errors.rotation
+    return score(predicted, true, seed=seed), true.labels, errors.rotation
 
 
 def _features(classes: Path, num: int) -> "np.ndarray | None":

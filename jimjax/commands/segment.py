@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from jimjax.commands.particles import ParticleOptions, TiltedParticleOptions
+
 if TYPE_CHECKING:
     from jimjax.data.subtomograms import Subtomograms
     from jimjax.models.weights import Weights
@@ -18,7 +20,7 @@ ANY_TILT = -90.0, 90.0  # a segmenter does not look at tilts
 
 
 @dataclass(frozen=True)
-class SegmentTrain:
+class SegmentTrain(TiltedParticleOptions):
     """Learn to find the voxels of particles: from masks of some, for others that have none.
 
     "source-only" learns from the source alone. "dann" and "pdam" learn features (and masks) that
@@ -50,10 +52,6 @@ class SegmentTrain:
         max_boxes: of a tomogram: that many of its boxes are drawn, all if there are fewer.
         seed: of all that is random.
         resume: go on with what OUT holds.
-        tilt_min: lowest tilt of all particles, degrees; from the STAR files if not given. The
-            network does not look at tilts, so that a tomogram needs none.
-        tilt_max: highest tilt of all particles, degrees; likewise.
-        voxel_size: angstrom; from the STAR files or the headers if not given.
     """
 
     source: Path
@@ -70,15 +68,11 @@ class SegmentTrain:
     max_boxes: int = 1000
     seed: int = 0
     resume: bool = False
-    tilt_min: float | None = None
-    tilt_max: float | None = None
-    voxel_size: float | None = None
 
     def run(self) -> None:
         """Loads both domains, then trains."""
         from jimjax.commands import files
         from jimjax.commands.progress import open_progress
-        from jimjax.commands.train import training_exits
 
         config = self._config()
         files.check_output_folder(self.out)
@@ -88,7 +82,7 @@ class SegmentTrain:
         from jimjax.models.weights import save_weights
         from jimjax.segment.training import train_segmenter
 
-        with training_exits(self.out), open_progress() as progress:
+        with open_progress() as progress:
             weights = train_segmenter(
                 config,
                 source,
@@ -102,15 +96,9 @@ class SegmentTrain:
         print(f"{self.method} from {len(source)} particles for {len(target)}: {self.out}")
 
     def _load(self, path: Path, *, with_masks: bool) -> "Subtomograms":
-        from jimjax.commands import files
         from jimjax.data.subtomograms import load
 
-        return load(
-            path,
-            tilt_range=files.tilt_range(self.tilt_min, self.tilt_max),
-            voxel_size=self.voxel_size,
-            with_masks=with_masks,
-        )
+        return load(path, with_masks=with_masks, **self.reading)
 
     def _load_target(self, source: "Subtomograms") -> "Subtomograms":
         if self.target.suffix == PARTICLES:
@@ -161,7 +149,7 @@ class SegmentTrain:
 
 
 @dataclass(frozen=True)
-class SegmentPredict:
+class SegmentPredict(ParticleOptions):
     """Segment particles or a whole tomogram with a network of jimjax segment train.
 
     Of particles (DATA is a STAR file), writes OUT/masks.mrcs (1 where the particle is) and
@@ -178,7 +166,6 @@ class SegmentPredict:
         out: folder to write.
         threshold: probability from which a voxel is the particle's.
         contrast: of the protein in the data; that of the training if not given.
-        voxel_size: angstrom; from the STAR file or the headers if not given.
     """
 
     run_folder: Annotated[Path, tyro.conf.arg(name="run")]
@@ -186,7 +173,6 @@ class SegmentPredict:
     out: Path
     threshold: float = 0.5
     contrast: Literal["dark", "light"] | None = None
-    voxel_size: float | None = None
 
     def run(self) -> None:
         """Loads the network and segments."""
@@ -212,31 +198,28 @@ class SegmentPredict:
         import numpy as np
 
         from jimjax.commands import files
-        from jimjax.data.subtomograms import load
+        from jimjax.data.subtomograms import load, table_of
         from jimjax.evaluate.segmentation import score_segmentation
         from jimjax.io import mrc, star
         from jimjax.io.star import MASK_COLUMN
+        from jimjax.progress import stop_request
         from jimjax.segment.segmenter import segment_particles
 
         files.check_output_file(self.out / STAR, [self.data])
-        table = star.read_particles(self.data)
-        has_truth = MASK_COLUMN in table.columns
-        particles = load(
-            self.data,
-            tilt_range=ANY_TILT,
-            voxel_size=self.voxel_size,
-            with_masks=has_truth,
-        )
+        has_truth = MASK_COLUMN in star.read_particles(self.data).columns
+        particles = load(self.data, tilt_range=ANY_TILT, with_masks=has_truth, **self.reading)
         seen = replace(particles, volumes=sign * particles.volumes)
         masks = segment_particles(weights, seen) >= self.threshold
-        mrc.write_stack(self.out / MASKS, masks, voxel_size=particles.voxel_size)
+        table = table_of(particles, self.data)
         # As seen from the table that was read: where it is written, its names are made to fit.
         stack = os.path.relpath((self.out / MASKS).resolve(), self.data.parent.resolve())
         columns = {
             MASK_COLUMN: [f"{n:06d}@{stack}" for n in range(1, len(particles) + 1)],
             "jimSegmentVoxels": np.count_nonzero(masks, axis=(1, 2, 3)),
         }
-        table.with_columns(columns).write(self.out / STAR)
+        with stop_request():  # both or none
+            mrc.write_stack(self.out / MASKS, masks, voxel_size=particles.voxel_size)
+            table.with_columns(columns).write(self.out / STAR)
         print(f"masks of {len(particles)} particles: {self.out / STAR}")
         if has_truth:
             scores = score_segmentation(masks, particles.masks)
@@ -250,6 +233,7 @@ class SegmentPredict:
 
         from jimjax.commands.progress import open_progress
         from jimjax.io import mrc
+        from jimjax.progress import stop_request
         from jimjax.segment.segmenter import segment_tomogram
 
         wanted = weights.description.voxel_size
@@ -269,7 +253,8 @@ class SegmentPredict:
                 for section in range(shape[0]):
                     yield found.read(section, section + 1) >= self.threshold
 
-        mrc.write_slabs(self.out / MASK, cut(), shape, voxel_size=size)
+        with stop_request():  # belongs to the probabilities
+            mrc.write_slabs(self.out / MASK, cut(), shape, voxel_size=size)
         print(f"{shape[2]} x {shape[1]} x {shape[0]} voxels: {self.out / MASK}")
 
 

@@ -136,13 +136,15 @@ def write_particles(particles: "Subtomograms", folder: Path, provenance: dict[st
     """Writes a simulated data set in place of an earlier one and returns its STAR file."""
     from jimjax.commands import files
     from jimjax.data.subtomograms import to_star
+    from jimjax.progress import stop_request
 
-    folder.mkdir(parents=True, exist_ok=True)
-    if particles.masks is None and _has_simulated_masks(folder):
-        (folder / MASKS).unlink(missing_ok=True)  # they are of the particles that are replaced
-    files.write_json(folder / PROVENANCE, provenance)
     star_path = folder / PARTICLES
-    to_star(particles, star_path, stack_path=folder / STACK, mask_path=folder / MASKS)
+    with stop_request():  # all of them or none
+        folder.mkdir(parents=True, exist_ok=True)
+        if particles.masks is None and _has_simulated_masks(folder):
+            (folder / MASKS).unlink(missing_ok=True)  # they are of the particles that are replaced
+        files.write_json(folder / PROVENANCE, provenance)
+        to_star(particles, star_path, stack_path=folder / STACK, mask_path=folder / MASKS)
     return star_path
 
 

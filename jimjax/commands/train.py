@@ -1,14 +1,13 @@
 """``jimjax train``: particles to a run folder."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from jimjax.commands.stop import Stop
+from jimjax.commands.particles import TiltedParticleOptions
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -16,11 +15,9 @@ if TYPE_CHECKING:
     from jimjax.config import RunConfig
     from jimjax.train.profile import Profile
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 75  # 75: EX_TEMPFAIL of sysexits.h, "try again"
-
 
 @dataclass(frozen=True)
-class Train:
+class Train(TiltedParticleOptions):
     """Train a network on particles, without labels or poses, or with those that align found.
 
     Writes OUT/config.toml, provenance.json, metrics.jsonl, checkpoints/ and references.mrcs.
@@ -57,9 +54,6 @@ class Train:
             on the outcome.
         seed: overrides the configuration's seed.
         num_classes: overrides network.num_classes of the configuration.
-        tilt_min: lowest tilt of all particles, degrees; from the STAR file if not given.
-        tilt_max: highest tilt of all particles, degrees; from the STAR file if not given.
-        voxel_size: angstrom; from the STAR file or the headers if not given.
     """
 
     config: tyro.conf.Positional[Path]
@@ -80,29 +74,31 @@ class Train:
     memory: float | None = None
     seed: int | None = None
     num_classes: int | None = None
-    tilt_min: float | None = None
-    tilt_max: float | None = None
-    voxel_size: float | None = None
 
     def run(self) -> None:
         """Checks the input, then trains."""
+        from jimjax.progress import stop_request
+
+        self._join()
+        # Of several processes none may leave alone: they ask each other.
+        with stop_request() if self.distributed else nullcontext():
+            self._train()
+
+    def _train(self) -> None:
         from jimjax.commands import files
         from jimjax.commands.progress import open_progress
         from jimjax.data.subtomograms import load
 
-        self._join()
         mesh = make_mesh(self.fsdp)
         config, profile = self._config(), self._profile()
         files.check_output_folder(self.out)
         self._check_box()
-        tilt_range = files.tilt_range(self.tilt_min, self.tilt_max)
         particles = load(
             self.data,
-            tilt_range=tilt_range,
-            voxel_size=self.voxel_size,
             with_poses=self.teacher,
             box=self.box,
             max_bytes=files.memory_bytes(self.memory),
+            **self.reading,
         )
 
         from jimjax import distributed
@@ -119,7 +115,7 @@ class Train:
         weights = None
         if self.weights is not None:
             weights = open_weights(self.weights, config.network.kind, particles.volumes.shape[-1])
-        with training_exits(self.out), open_progress() as progress:
+        with open_progress() as progress:
             train_run(
                 config,
                 particles,
@@ -206,19 +202,3 @@ def make_mesh(fsdp: int) -> "Mesh":
         return data_mesh(fsdp=fsdp)
     except ValueError as problem:
         raise InputError(f"--fsdp {fsdp}: {problem}") from problem
-
-
-@contextmanager
-def training_exits(folder: Path, resume: str = "--resume") -> Iterator[None]:
-    """Turns the ends that training can come to into exit codes; ``resume`` is how to go on."""
-    from jimjax.progress import Interrupted
-    from jimjax.train import loop
-
-    try:
-        yield
-    except Interrupted as problem:
-        raise Stop(
-            f"{problem}; saved in {folder}, go on with {resume}", EXIT_INTERRUPTED
-        ) from problem
-    except loop.TrainingError as problem:
-        raise Stop(str(problem), EXIT_FAILED) from problem

@@ -8,6 +8,8 @@ import numpy as np
 
 from jimjax import distributed
 from jimjax.data.lazy import Volumes
+from jimjax.device_memory import OutOfMemoryError, is_out_of_memory
+from jimjax.progress import Interrupted, is_stop_requested
 
 
 class Taken(NamedTuple):
@@ -99,6 +101,8 @@ def map_chunks(
 ) -> Any:
     """Asks a function about ``num`` examples, some at a time, and some in each process.
 
+    Where a chunk does not fit into the memory of the device, halves of it are asked about.
+
     Args:
         function: of ``(chunk,)`` indices; gives a pytree of arrays with as many rows.
         num: examples.
@@ -108,15 +112,47 @@ def map_chunks(
 
     Returns:
         The same pytree of numpy arrays with ``num`` rows.
+
+    Raises:
+        OutOfMemoryError: if not even a single example fits.
+        Interrupted: after SIGTERM or SIGINT; of several processes all of them at the same chunk.
     """
     count, rank = (jax.process_count(), jax.process_index()) if is_shared else (1, 0)
     chunks = list(padded_chunks(num, chunk))
     # Processes take turns; the last turn is filled up, so that all have equally many.
     own = np.resize(np.arange(len(chunks)), -(-len(chunks) // count) * count)[rank::count]
-    found = [jax.tree.map(np.asarray, function(chunks[place])) for place in own]
+    is_asked_to_stop = distributed.Vote(is_stop_requested) if is_shared else is_stop_requested
+    size, found = chunk, []
+    for place in own:
+        if is_asked_to_stop():
+            raise Interrupted
+        answer, size = _ask(function, chunks[place], size)
+        found.append(answer)
     mine = jax.tree.map(lambda *parts: np.stack(parts), *found)
     everyone = distributed.gather(mine) if is_shared else jax.tree.map(lambda own: own[None], mine)
     return jax.tree.map(lambda parts: _in_order(parts, num), everyone)
+
+
+def _ask(function: Callable[[np.ndarray], Any], rows: np.ndarray, size: int) -> tuple[Any, int]:
+    """Asks about ``size`` rows at a time, or as many as fit; how many that were, as well."""
+    while True:
+        try:
+            parts = [
+                jax.tree.map(np.asarray, function(rows[places]))
+                for places in padded_chunks(len(rows), size)
+            ]
+        except RuntimeError as problem:
+            if not is_out_of_memory(problem):
+                raise
+            if size == 1:
+                raise OutOfMemoryError(
+                    "the device has not enough memory for a single example; "
+                    "use smaller boxes, or another device"
+                ) from problem
+            size = -(-size // 2)
+            continue
+        joined = jax.tree.map(lambda *own: np.concatenate(own)[: len(rows)], *parts)
+        return joined, size
 
 
 def _in_order(parts: np.ndarray, num: int) -> np.ndarray:

@@ -41,7 +41,13 @@ class Boxes(NamedTuple):
     shifts: np.ndarray
 
 
-def open_boxes(table: star.ParticleTable, box: int, *, voxel_size: float | None = None) -> Boxes:
+def open_boxes(
+    table: star.ParticleTable,
+    box: int,
+    *,
+    voxel_size: float | None = None,
+    allow_outside: bool = True,
+) -> Boxes:
     """Finds the boxes of particles; none is read yet.
 
     Particles whose boxes reach beyond their tomograms are left out, with a warning that counts
@@ -51,6 +57,7 @@ def open_boxes(table: star.ParticleTable, box: int, *, voxel_size: float | None 
         table: particles with coordinates and the paths of their tomograms.
         box: side of a cube, voxels.
         voxel_size: angstrom; from the table, or else the tomograms, if None.
+        allow_outside: also tomograms that are none of the project's, see ``io.places``.
 
     Raises:
         InputError: if columns are missing, a tomogram cannot be read, or no box lies in one.
@@ -62,7 +69,8 @@ def open_boxes(table: star.ParticleTable, box: int, *, voxel_size: float | None 
             f"{table.name}: the particles have coordinates but no tomogram; add a column"
             f" {TOMOGRAMS[0]} with the path of each one's"
         )
-    paths = [reference.path for reference in table.image_references(column)]
+    references = table.image_references(column, allow_outside=allow_outside)
+    paths = [reference.path for reference in references]
     size = voxel_size_of(table) if voxel_size is None else voxel_size
     tomograms = {path: open_tomogram(path, voxel_size=size) for path in dict.fromkeys(paths)}
     size = header_voxel_size(table, [tomograms[path].voxel_size for path in paths])

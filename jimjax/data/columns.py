@@ -38,18 +38,21 @@ class Annotations(NamedTuple):
     voxel_size: float
 
 
-def read_annotations(star_path: PathLike, *, voxel_size: float | None = None) -> Annotations:
+def read_annotations(
+    star_path: PathLike, *, voxel_size: float | None = None, allow_outside: bool = True
+) -> Annotations:
     """Reads poses and classes; of the images, only headers where the table has no voxel size.
 
     Args:
         star_path: RELION particle STAR file.
         voxel_size: angstrom; overrides the file's.
+        allow_outside: also images that are none of the project's, see ``io.places``.
 
     Raises:
         InputError: if columns are missing or broken, or the voxel size is not known.
     """
     table = star.read_particles(star_path)
-    references = table.image_references()
+    references = table.image_references(allow_outside=allow_outside)
     size = voxel_size_of(table) if voxel_size is None else voxel_size
     if size is None:
         size = read_header_voxel_size(table, references)

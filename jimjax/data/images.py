@@ -4,15 +4,18 @@ Each file is read once, however many particles lie in it. What would surface as 
 far from its cause is an `InputError` that names the table's line, the particle and the remedy.
 """
 
+import warnings
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from jimjax.data.columns import particle_name
 from jimjax.data.lazy import LazyVolumes, Volumes
 from jimjax.io import mrc, packed, star
-from jimjax.io.errors import InputError
+from jimjax.io.errors import InputError, InputWarning
 
+Nonfinite = Literal["error", "drop", "zero", "mean"]
 ANY_SIZE = 1.0  # angstrom; that of headers has been looked at, or is not wanted
 STORE_STEP = 512  # particles read from a store at a time
 MAX_LISTED = 5  # names listed in one message
@@ -76,7 +79,9 @@ def open_volumes(
     return LazyVolumes(read, (len(references), *box))
 
 
-def read_masks(table: star.ParticleTable, shape: tuple[int, ...]) -> np.ndarray:
+def read_masks(
+    table: star.ParticleTable, shape: tuple[int, ...], *, allow_outside: bool = True
+) -> np.ndarray:
     """Reads which voxels belong to each particle.
 
     Masks are taken to have the particles' voxel size, whatever their headers say, as programs that
@@ -86,6 +91,7 @@ def read_masks(table: star.ParticleTable, shape: tuple[int, ...]) -> np.ndarray:
         table: the particles, with column rlnMaskName. Values are 0 to 1; a voxel belongs to the
             particle above 0.5, so that a soft mask ends where it falls to one half.
         shape: ``(n, z, y, x)`` of the particles' volumes.
+        allow_outside: also files that are none of the project's, see ``io.places``.
 
     Returns:
         ``shape`` bool.
@@ -100,7 +106,7 @@ def read_masks(table: star.ParticleTable, shape: tuple[int, ...]) -> np.ndarray:
             " (NUMBER@STACK or the path of each, 1 inside the particle and 0 outside),"
             " or simulate particles with --masks"
         )
-    references = table.image_references(star.MASK_COLUMN)
+    references = table.image_references(star.MASK_COLUMN, allow_outside=allow_outside)
     masks = _allocate(table, shape, bool)
     for path, rows in _rows_of_file(references).items():
         data = _read_file(table, path, rows, references)
@@ -122,33 +128,54 @@ def read_masks(table: star.ParticleTable, shape: tuple[int, ...]) -> np.ndarray:
     return masks
 
 
-def check_voxels(
-    table: star.ParticleTable, volumes: Volumes, names: tuple[str, ...], *, first: int = 0
-) -> None:
-    """Raises unless every particle is finite and holds a signal.
+def settle_voxels(
+    table: star.ParticleTable,
+    volumes: Volumes,
+    names: tuple[str, ...],
+    nonfinite: Nonfinite = "error",
+    *,
+    first: int = 0,
+) -> np.ndarray:
+    """Sees to voxels that are NaN or infinite, and that every particle holds a signal.
 
     Args:
         table: for messages.
-        volumes: ``(m, z, y, x)``, of particles that follow each other.
+        volumes: ``(m, z, y, x)``, of particles that follow each other; "zero" and "mean" write to
+            an array.
         names: of all particles.
+        nonfinite: "error" refuses such particles, "drop" leaves them out, "zero" puts 0 for such
+            voxels, and "mean" the mean of the particle's others. The last three warn, with the
+            names of all of them.
         first: row of the first of them.
 
+    Returns:
+        ``(m,)`` bool, the particles to keep.
+
     Raises:
-        InputError: if a voxel is NaN or infinite, or a particle is constant.
+        InputError: if a voxel is not finite and may not be, none is left, or one is constant.
     """
-    constant = []
+    is_kept = np.ones(len(volumes), bool)
+    settled, constant = [], []
     for row, volume in enumerate(volumes, first):
         is_finite = np.isfinite(volume)
         if not np.all(is_finite):
-            place = np.argwhere(~is_finite)[0].tolist()
-            raise table.error(
-                row,
-                f"{names[row]} has {volume.size - int(np.count_nonzero(is_finite))} voxels that are"
-                f" NaN or infinite, the first at [z, y, x] = {place};"
-                " leave this particle out or extract it again",
-            )
+            if nonfinite == "error" or (nonfinite == "mean" and not is_finite.any()):
+                raise _nonfinite_error(table, row, names[row], is_finite)
+            settled.append(names[row])
+            if nonfinite == "drop":
+                is_kept[row - first] = False
+                continue
+            fill_voxels(volume, nonfinite)
         if volume.min() == volume.max():
             constant.append(names[row])
+    if not np.any(is_kept):
+        raise InputError(f"{table.name}: all particles have voxels that are NaN or infinite")
+    if settled:
+        done = "left out" if nonfinite == "drop" else f"filled with {nonfinite}"
+        told = f"{len(settled)} of {len(volumes)} particles with voxels that are NaN or infinite"
+        warnings.warn(
+            f"{table.name}: {told} are {done}: {', '.join(settled)}", InputWarning, stacklevel=3
+        )
     if constant:
         listed = ", ".join(constant[:MAX_LISTED])
         more = f" and {len(constant) - MAX_LISTED} more" if len(constant) > MAX_LISTED else ""
@@ -156,6 +183,27 @@ def check_voxels(
             f"{table.name}: {len(constant)} particles are constant, without any signal: {listed}"
             f"{more}; leave them out"
         )
+    return is_kept
+
+
+def fill_voxels(volume: np.ndarray, nonfinite: Nonfinite) -> None:
+    """Writes 0 ("zero") or the mean of the others ("mean") for voxels that are not finite."""
+    is_finite = np.isfinite(volume)
+    if not np.all(is_finite):
+        filling = 0.0 if nonfinite == "zero" else volume[is_finite].mean(dtype=np.float64)
+        volume[~is_finite] = filling
+
+
+def _nonfinite_error(
+    table: star.ParticleTable, row: int, name: str, is_finite: np.ndarray
+) -> InputError:
+    first = np.argwhere(~is_finite)[0].tolist()
+    return table.error(
+        row,
+        f"{name} has {is_finite.size - int(np.count_nonzero(is_finite))} voxels that are"
+        f" NaN or infinite, the first at [z, y, x] = {first};"
+        " leave this particle out (--nonfinite drop) or extract it again",
+    )
 
 
 def _rows_of_file(references: list[mrc.ImageReference]) -> dict[Path, list[int]]:

@@ -14,6 +14,7 @@ from jimjax.data.subtomograms import Subtomograms, to_star
 from jimjax.io.errors import InputError
 from jimjax.io.files import open_input
 from jimjax.io.mrc import write_volume
+from jimjax.progress import stop_request
 
 VOLUMES = "subtomograms"  # (n, z, y, x)
 MASKS = "wedge_mask"  # (n, z, y, x), zero frequency at n // 2, true = measured
@@ -76,8 +77,9 @@ def import_npz(path: str | Path, out_dir: str | Path) -> ImportedParticles:
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     star_path, reference_path = folder / "particles.star", folder / "reference.mrc"
-    to_star(particles, star_path, stack_path=folder / "particles.mrcs")
-    write_volume(reference_path, arrays[REFERENCE], voxel_size=voxel_size)
+    with stop_request():  # all of them or none
+        to_star(particles, star_path, stack_path=folder / "particles.mrcs")
+        write_volume(reference_path, arrays[REFERENCE], voxel_size=voxel_size)
     agreements = np.array([fit.agreement for fit in fits])
     return ImportedParticles(star_path, reference_path, tilt_ranges, agreements)
 

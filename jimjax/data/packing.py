@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jimjax.data.columns import HALF, OLD_ORIGINS, ORIGINS, TILT_LIMITS, halves_of, shifts_of
-from jimjax.data.images import check_voxels
+from jimjax.data.images import settle_voxels
 from jimjax.data.opening import Opened, open_particles
 from jimjax.io import star
 from jimjax.io.convert import relion_from_shift
@@ -43,6 +43,7 @@ def pack(
     box: int | None = None,
     voxel_size: float | None = None,
     tilt_range: tuple[float, float] | None = None,
+    allow_outside: bool = True,
     progress: Progress | None = None,
 ) -> PackedSet:
     """Writes particles into ``folder/volumes.zarr``, and the table that names them beside it.
@@ -58,6 +59,7 @@ def pack(
             ``open_boxes``. What is left of a position goes into the particle's origin.
         voxel_size: angstrom; from the table, or else the files, if None.
         tilt_range: lowest and highest tilt of all particles, degrees, for the new table.
+        allow_outside: also read files that are none of the project's, see ``io.places``.
         progress: told of every part.
 
     Returns:
@@ -72,13 +74,13 @@ def pack(
         if (folder / name).exists():
             raise InputError(f"{folder / name}: exists; choose another folder")
     table = star.read_particles(star_path)
-    opened = open_particles(table, voxel_size=voxel_size, box=box)
+    opened = open_particles(table, voxel_size=voxel_size, box=box, allow_outside=allow_outside)
     num, size = len(opened.volumes), opened.volumes.shape[-1]
 
     def read(rows: np.ndarray) -> np.ndarray:
         volumes = opened.volumes[rows]
         if not opened.is_checked:
-            check_voxels(opened.table, volumes, opened.names, first=int(rows[0]))
+            settle_voxels(opened.table, volumes, opened.names, first=int(rows[0]))
         if progress is not None:
             done = int(rows[-1]) + 1
             progress.update("pack", done, num, {"GiB": done * volumes[0].nbytes / 2**30})

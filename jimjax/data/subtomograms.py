@@ -24,15 +24,17 @@ from jimjax.data.columns import (
     VOXEL_SIZE_TOLERANCE,
     annotations_of,
     halves_of,
+    particle_name,
     tilt_ranges_of,
 )
-from jimjax.data.images import read_masks
+from jimjax.data.images import Nonfinite, read_masks
 from jimjax.data.lazy import LazyVolumes, Volumes, pieces_of, select_rows
 from jimjax.data.opening import one_warning_of_a_kind, open_particles
 from jimjax.io import mrc, star
 from jimjax.io.convert import relion_from_rotation, relion_from_shift
 from jimjax.io.errors import InputError
 from jimjax.io.files import PathLike
+from jimjax.progress import stop_request
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +109,8 @@ def load(
     box: int | None = None,
     max_bytes: float | None = None,
     seed: int = 0,
+    nonfinite: Nonfinite = "error",
+    allow_outside: bool = True,
 ) -> Subtomograms:
     """Reads the particles that a STAR file lists.
 
@@ -126,27 +130,58 @@ def load(
         max_bytes: volumes that take more memory stay where they are and are read when they are
             asked for; None reads all of them now.
         seed: deals the half sets if there is no rlnRandomSubset.
+        nonfinite: what to do with particles of which voxels are NaN or infinite: refuse them
+            ("error"), leave them out ("drop"; ``table_of`` gives the rows of the others), or fill
+            those voxels with 0 ("zero") or the particle's mean ("mean"). All but the first warn.
+        allow_outside: also read images that are none of the project's, see ``io.places``. The
+            command line does not, unless told to.
 
     Raises:
         InputError: if anything does not fit; the first mistake found, as one sentence.
     """
     table = star.read_particles(star_path)
-    opened = open_particles(table, voxel_size=voxel_size, box=box)
+    if box is not None and nonfinite != "error":
+        raise InputError(
+            f"{table.name}: boxes of tomograms cannot be mended (nonfinite is {nonfinite!r}); leave"
+            " those with voxels that are NaN or infinite out of the table"
+        )
+    opened = open_particles(table, voxel_size=voxel_size, box=box, allow_outside=allow_outside)
     table, size = opened.table, opened.voxel_size
     tilt_ranges = tilt_ranges_of(table, tilt_range)
     halves = halves_of(table, seed=seed)
-    volumes = opened.read(max_bytes)
+    volumes, is_kept = opened.read(max_bytes, nonfinite)
     masks = None
     if with_masks:
         with one_warning_of_a_kind():
-            masks = read_masks(table, volumes.shape)
+            masks = read_masks(table, volumes.shape, allow_outside=allow_outside)
     rotations = shifts = labels = None
     if with_poses:
         rotations, shifts, labels = annotations_of(table, size)
         shifts = shifts + opened.shifts
-    return Subtomograms(
+    everything = Subtomograms(
         volumes, tilt_ranges, size, opened.names, halves, rotations, shifts, labels, masks
     )
+    return everything if np.all(is_kept) else everything.select(is_kept)
+
+
+def table_of(particles: Subtomograms, star_path: PathLike) -> star.ParticleTable:
+    """Reads the table that particles were loaded from, without those that were left out.
+
+    Args:
+        particles: as ``load`` gave them.
+        star_path: that it read.
+
+    Raises:
+        InputError: if the file does not list these particles.
+    """
+    table = star.read_particles(star_path)
+    if len(table) == len(particles):
+        return table
+    names, kept = map(particle_name, table.image_references()), set(particles.names)
+    table = table.select([name in kept for name in names])
+    if len(table) != len(particles):
+        raise InputError(f"{star_path}: has changed since its particles were loaded; start again")
+    return table
 
 
 def check_scale(particles: Subtomograms, *, box: int, voxel_size: float, whose: str) -> None:
@@ -218,10 +253,11 @@ def to_star(
         "rlnImageDimensionality": [3],
     }
     table = star.new_table(columns, optics)
-    mrc.write_stack(stack_path, particles.volumes, voxel_size=particles.voxel_size)
-    if particles.masks is not None:
-        mrc.write_stack(mask_path, particles.masks, voxel_size=particles.voxel_size)
-    table.write(path)
+    with stop_request():  # all of them or none
+        mrc.write_stack(stack_path, particles.volumes, voxel_size=particles.voxel_size)
+        if particles.masks is not None:
+            mrc.write_stack(mask_path, particles.masks, voxel_size=particles.voxel_size)
+        table.write(path)
 
 
 def normalize(volumes: Volumes) -> Volumes:

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from jimjax.data.columns import labels_of
-from jimjax.data.subtomograms import Subtomograms, load
+from jimjax.data.subtomograms import Subtomograms, load, table_of
 from jimjax.io import star
 from jimjax.io.files import PathLike
 
@@ -19,5 +19,6 @@ def load_labelled(star_path: PathLike, **options: Any) -> Subtomograms:
     Raises:
         InputError: if anything does not fit; the first mistake found, as one sentence.
     """
-    labels = labels_of(star.read_particles(star_path))
-    return dataclasses.replace(load(star_path, **options), labels=labels)
+    labels_of(star.read_particles(star_path))  # before anything large is read
+    particles = load(star_path, **options)
+    return dataclasses.replace(particles, labels=labels_of(table_of(particles, star_path)))

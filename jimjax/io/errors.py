@@ -9,5 +9,12 @@ class InputError(ValueError):
     """
 
 
+class FailureError(RuntimeError):
+    """What keeps a command from going on although its input is right, as a full memory does.
+
+    The message is one sentence for the user, as that of an `InputError` is.
+    """
+
+
 class InputWarning(UserWarning):
     """Input that was accepted although it looks wrong."""

@@ -16,6 +16,7 @@ import numpy as np
 from jimjax.io.errors import InputError
 from jimjax.io.files import PathLike, replace_file
 from jimjax.io.mrc import ImageReference, parse_image_name
+from jimjax.io.places import OutsideError, locate, moved_path
 from jimjax.io.star_text import (
     Block,
     Loop,
@@ -136,23 +137,27 @@ class ParticleTable:
                 )
         return np.array([value_of_group[group] for group in mine], dtype=np.float64)
 
-    def image_references(self, column: str = IMAGE_COLUMN) -> list[ImageReference]:
+    def image_references(
+        self, column: str = IMAGE_COLUMN, *, allow_outside: bool = True
+    ) -> list[ImageReference]:
         """Where each particle's volume lies, paths absolute.
 
         A relative path is looked for in the STAR file's folder, then in the working directory.
 
         Args:
             column: that names the files; ``MASK_COLUMN`` for those of the masks.
+            allow_outside: also files that are none of the project's, see ``io.places``.
 
         Raises:
-            StarFormatError: if the column is missing or malformed, or a file is not there.
+            StarFormatError: if the column is missing or malformed, or a file is not there or not
+                allowed.
         """
         found: dict[Path, Path] = {}
         references = []
         for row, name in enumerate(self.strings(column)):
             index, path = self._parsed(row, name, column)
             if path not in found:
-                found[path] = self._located(row, path, column)
+                found[path] = self._located(row, path, column, allow_outside)
             references.append(ImageReference(index, found[path]))
         return references
 
@@ -252,7 +257,7 @@ class ParticleTable:
                     raise
                 continue  # other programs may write what they like where they have no mask
             if path not in moved:
-                moved[path] = _moved_path(path, old_folder, folder)
+                moved[path] = moved_path(path, old_folder, folder)
             if moved[path] != path:
                 prefix = "" if index is None else name[: name.index("@") + 1]
                 names[row] = format_value(prefix + os.fspath(moved[path]))
@@ -264,14 +269,17 @@ class ParticleTable:
         except InputError as problem:
             raise self.error(row, f"column {column}: {problem}") from problem
 
-    def _located(self, row: int, path: Path, column: str) -> Path:
+    def _located(self, row: int, path: Path, column: str, allow_outside: bool) -> Path:
         folder = Path() if self.path is None else self.path.parent
-        tried = [Path(os.path.realpath(base)) / path for base in (folder, Path())]
-        for candidate in tried:
-            if os.path.exists(candidate):
-                # A ".." after a link leads to the link's target's parent: let the system tell.
-                return Path(os.path.realpath(candidate)) if ".." in path.parts else candidate
-        places = " nor at ".join(dict.fromkeys(map(str, tried)))
+        try:
+            found = locate(path, folder, allow_outside=allow_outside)
+        except OutsideError as problem:
+            places = " and ".join(map(str, problem.roots))
+            told = f"'{path}' of {column} lies outside of {places}; allow it with --allow-outside"
+            raise self.error(row, told) from None
+        if isinstance(found, Path):
+            return found
+        places = " nor at ".join(map(str, found))
         raise self.error(
             row, f"image file '{path}' is not at {places}; correct {column} or the folder"
         )
@@ -379,16 +387,3 @@ def _formatted(columns: Mapping[str, Sequence], length: int | None) -> dict[str,
     if not out:
         raise InputError("a table needs at least one column")
     return out
-
-
-def _moved_path(path: Path, old_folder: Path, folder: Path) -> Path:
-    if path.is_absolute():
-        return path
-    target = old_folder / path
-    if not os.path.exists(target):
-        target = Path.cwd() / path
-        is_hidden = os.path.exists(target) and os.path.exists(folder / path)
-        return target if is_hidden and not os.path.samefile(target, folder / path) else path
-    relative = Path(os.path.relpath(target, folder))
-    # A link on the way can make ".." mean something else; the absolute path cannot fail.
-    return relative if os.path.exists(folder / relative) else target

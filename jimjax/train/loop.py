@@ -3,10 +3,10 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jimjax import distributed
+from jimjax.device_memory import describe_need, is_out_of_memory
+from jimjax.io.errors import FailureError
 from jimjax.mesh import replicate, split_state, whole
 from jimjax.models.functional import Network
-from jimjax.progress import Interrupted, Progress, stop_request
+from jimjax.progress import Interrupted, Progress, let_stop, stop_request
 from jimjax.train.checkpoint import Checkpoints
 from jimjax.train.feeding import Feeder
 from jimjax.train.meter import Meter
@@ -28,7 +30,7 @@ from jimjax.train.step import LossFunction, make_step
 MAX_BAD_STEPS = 3  # non-finite steps in a row after which a run stops
 
 
-class TrainingError(RuntimeError):
+class TrainingError(FailureError):
     """Training cannot go on; the message says at which step and why."""
 
 
@@ -182,23 +184,33 @@ class _Run:
         self._num_bad = 0  # non-finite steps in a row, also across epochs
         self._began = time.monotonic()
         self._meter = Meter()
+        self._batch_size = 0  # of the last step
 
     def epoch(self, stage: Stage, epoch: int, first: int, step: _Step) -> None:
         """Runs what is left of an epoch, whose first step is ``first``."""
-        last = first + stage.steps_per_epoch
-        if self._done >= last:
+        if self._done >= first + stage.steps_per_epoch:
             return
+        try:
+            self._epoch(stage, epoch, first, step)
+        except Interrupted:
+            if self._done > first:  # else it goes on as it was before the work between epochs
+                self._save()
+            raise Interrupted(f"stopped at step {self._done} of {self._outer.total}") from None
+
+    def _epoch(self, stage: Stage, epoch: int, first: int, step: _Step) -> None:
+        last = first + stage.steps_per_epoch
         noted: dict[str, float] = {}
         if stage.before_epoch is not None and self._done == first:
             own = whole(self.state, self._outer.mesh)
-            changed, memory, noted = stage.before_epoch(own, epoch, self.memory)
+            with _interruptible():
+                changed, memory, noted = stage.before_epoch(own, epoch, self.memory)
             self.memory = distributed.from_first(memory)
             if changed is not own:
                 self.state = split_state(changed, self._outer.mesh)
             if stage.is_over is not None and stage.is_over(self.memory):
                 self._finish_early(stage, epoch, first, noted)
                 return
-        with jax.set_mesh(self._outer.mesh):
+        with jax.set_mesh(self._outer.mesh), self._memory_watched(stage):
             collected = self._steps(stage, epoch, first, step)
         if self._done != last:
             raise TrainingError(
@@ -215,7 +227,7 @@ class _Run:
             **noted,
         )
         if self._outer.is_asked_to_stop():
-            self._stop()
+            raise Interrupted
         self._save()
 
     def _steps(
@@ -230,12 +242,13 @@ class _Run:
             batch = next(batches, None)
             if batch is None:
                 break
+            self._batch_size = len(jax.tree.leaves(batch)[0])
             was_idle = not collected or collected[-1]["loss"].is_ready()
             self._meter.fed(time.monotonic() - began, was_idle=was_idle)
             if outer.profile is not None:
                 outer.profile.before(self._done + 1)
             self.state, metrics = step(self._meter, self.state, batch, outer.key)
-            self._meter.stepped(len(jax.tree.leaves(batch)[0]))
+            self._meter.stepped(self._batch_size)
             if collected:
                 self._check(collected[-1], stage, self._done)
             self._done += 1
@@ -249,7 +262,7 @@ class _Run:
             collected.append(metrics)
             # An epoch that is complete is logged before the run stops.
             if self._done < first + stage.steps_per_epoch and outer.is_asked_to_stop():
-                self._stop()
+                raise Interrupted
         if collected:
             self._check(collected[-1], stage, self._done)
         return collected
@@ -271,14 +284,30 @@ class _Run:
                 "particles"
             )
 
+    @contextmanager
+    def _memory_watched(self, stage: Stage) -> Iterator[None]:
+        """Says in one line that a step does not fit into the memory of the device."""
+        try:
+            yield
+        except RuntimeError as problem:
+            if not is_out_of_memory(problem):
+                raise
+            half = self._batch_size // 2
+            remedy = f"try a batch size of {half}" if half else "use smaller boxes"
+            raise TrainingError(
+                f"stage '{stage.name}' with batches of {self._batch_size} does not fit into the "
+                f"memory of the device{describe_need(problem)}; {remedy}"
+            ) from problem
+
     def _save(self) -> None:
         if self._outer.checkpoints is not None:
             saved = {"state": self.state, "memory": self.memory}
             self._outer.checkpoints.save(self._done, saved)
 
-    def _stop(self) -> NoReturn:
-        self._save()
-        raise Interrupted(f"stopped at step {self._done} of {self._outer.total}")
+
+def _interruptible() -> AbstractContextManager[None]:
+    """For work whose outcome is not kept yet; one of several processes must not leave alone."""
+    return let_stop() if jax.process_count() == 1 else nullcontext()
 
 
 def _means(collected: list[dict[str, jax.Array]]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from jimjax.align.inference import Alignments
 from jimjax.align.references import Particles, average_members
 from jimjax.config import RunConfig
 from jimjax.data import batches
-from jimjax.data.subtomograms import Subtomograms, hash_arrays, normalize
+from jimjax.data.subtomograms import Subtomograms, hash_arrays, normalize, table_of
 from jimjax.io import star
 from jimjax.io.errors import InputError
 from jimjax.io.files import PathLike
@@ -104,7 +104,7 @@ def read_teacher(path: PathLike, particles: Subtomograms) -> Teacher:
     Raises:
         InputError: if there are no classes, one has no particles, or a column is out of range.
     """
-    table = star.read_particles(path)
+    table = table_of(particles, path)
     labels = particles.labels
     if labels is None:
         raise InputError(f"{path}: a teacher needs classes and poses, as jimjax align writes them")

@@ -17,7 +17,7 @@ from jimjax.data.phantom import demo_phantoms
 from jimjax.data.simulate import simulate
 from jimjax.ops.rotation import Pose
 
-BOX, NUM, FIRST_LIMIT = 16, 120, 1.5
+BOX, NUM, FIRST_LIMIT = 16, 500, 1.5
 PLAN = Sweep(FIRST_LIMIT, 72, 0.1, 0.1, 3, 2.0), Sweep(3.0, 144, 0.1, 0.1, 3), Nearby(4.0, 3)
 
 

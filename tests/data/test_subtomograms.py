@@ -415,7 +415,8 @@ def test_nan_voxels_are_counted_and_the_first_is_placed(write_star, tmp_path):
     poison(tmp_path / "s.mrcs", 2 * BOX**3 - 1, np.inf)
     assert refusal(path) == (
         f"{path}:10: particle 2: 2@{tmp_path}/s.mrcs has 2 voxels that are NaN or infinite,"
-        " the first at [z, y, x] = [2, 3, 4]; leave this particle out or extract it again"
+        " the first at [z, y, x] = [2, 3, 4]; leave this particle out (--nonfinite drop) or extract"
+        " it again"
     )
 
 

@@ -15,6 +15,7 @@ from jimjax.ops import _interpolation, resample, rotation, spline
 from jimjax.ops.rotation import Pose
 
 SHAPES = [(16, 16, 16), (15, 15, 15), (9, 12, 15)]
+ALL_SIZES = [pytest.param(size, marks=pytest.mark.slow) for size in range(8, 34)]
 ORDERS = [0, 1, 3]
 SCIPY_MODES = {"nearest": "nearest", "wrap": "grid-wrap"}  # boundary -> mode of the twin
 # Positions are good to 2e-6 voxels in float32; neighbours differ by up to 8 standard deviations.
@@ -66,7 +67,7 @@ def test_identity_changes_nothing(shape, order, compiled):
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("size", [15, 16])
+@pytest.mark.parametrize("size", [15, 16, *ALL_SIZES])
 def test_quarter_turns_are_exact_and_the_fourth_returns(size, axis, order):
     volume = noise((size,) * 3)
     rotate = jax.jit(functools.partial(resample.rotate, order=order))
