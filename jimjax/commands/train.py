@@ -36,6 +36,8 @@ class Train(TiltedParticleOptions):
         resume: go on with the run in OUT where it was interrupted.
         profile: trace steps into OUT/profile, for XProf, TensorBoard or Perfetto: FIRST:COUNT,
             such as 10:5.
+        tensorboard: write what is logged as events into OUT/tensorboard as well; needs the package
+            tensorboardX.
         distributed: run as one of several processes, all started with the same command, that share
             each step and OUT; found in the environment of SLURM, Open MPI, TPU or GKE, if they are
             not given:
@@ -63,6 +65,7 @@ class Train(TiltedParticleOptions):
     teacher: bool = False
     resume: bool = False
     profile: str | None = None
+    tensorboard: bool = False
     distributed: bool = False
     coordinator: str | None = None
     num_processes: int | None = None
@@ -125,6 +128,7 @@ class Train(TiltedParticleOptions):
                 resume=self.resume,
                 progress=progress,
                 profile=profile,
+                tensorboard=self.tensorboard,
                 command=files.command_line(),
                 mesh=mesh,
             )

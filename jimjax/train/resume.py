@@ -12,8 +12,9 @@ from jimjax.train.checkpoint import open_checkpoints
 from jimjax.train.loop import Stage
 from jimjax.train.records import Record, forget_after
 from jimjax.train.state import TrainState
+from jimjax.train.tensorboard import TensorBoardLog
 
-METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+METRICS, CHECKPOINTS, EVENTS = "metrics.jsonl", "checkpoints", "tensorboard"
 
 
 def train_in_folder(
@@ -24,6 +25,7 @@ def train_in_folder(
     stages: list[Stage],
     *,
     resume: bool,
+    tensorboard: bool = False,
     **options: Any,
 ) -> tuple[TrainState, Any]:
     """Trains a network, saved in a folder as it goes.
@@ -35,18 +37,18 @@ def train_in_folder(
         memory: likewise; see ``loop.train``.
         stages: what to do.
         resume: begin where the newest checkpoint in the folder is, if there is one.
+        tensorboard: also write the log's numbers as events into ``tensorboard`` in the folder.
         **options: of ``loop.train``.
 
     Returns:
         The final state and memory.
 
     Raises:
-        InputError: if the checkpoint is of another network or memory, or another process trains
-            in the folder.
+        InputError: if the checkpoint is of another network or memory, another process trains in
+            the folder, or there is no tensorboardX.
         loop.TrainingError: if the loss stays non-finite.
         Interrupted: after SIGTERM or SIGINT, once the state is saved.
     """
-    log = loop.Log(folder / METRICS)
     held = hold_folder(folder) if distributed.is_first() else contextlib.nullcontext()
     with held, open_checkpoints(folder / CHECKPOINTS) as checkpoints:
         if resume and checkpoints.latest_step is not None:
@@ -54,6 +56,9 @@ def train_in_folder(
             state, memory = saved["state"], saved["memory"]
             if distributed.is_first():
                 forget_after(folder / METRICS, int(state.step))
+        log = loop.Log(folder / METRICS)
+        if tensorboard and distributed.is_first():
+            log = TensorBoardLog(folder / METRICS, folder / EVENTS, step=int(state.step))
         return loop.train(
             network, state, memory, stages, checkpoints=checkpoints, log=log, **options
         )

@@ -91,6 +91,7 @@ def train_run(
     resume: bool = False,
     progress: Progress | None = None,
     profile: Profile | None = None,
+    tensorboard: bool = False,
     command: str = "",
     mesh: Mesh | None = None,
 ) -> Run:
@@ -107,6 +108,7 @@ def train_run(
             uninterrupted run.
         progress: told of every step.
         profile: traces some of them.
+        tensorboard: also write what is logged as events into ``tensorboard`` in the folder.
         command: as typed, for the record.
         mesh: devices that share a step; all of them if None.
 
@@ -160,6 +162,7 @@ def train_run(
         mesh=mesh,
         progress=progress,
         profile=profile,
+        tensorboard=tensorboard,
     )
     trained = network_of(network, whole(state, mesh))
     if not _has_references(config):
