@@ -74,6 +74,9 @@ class Log:
             with open(self._path, "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(values) + "\n")
 
+    def close(self) -> None:
+        """Called when there are no more lines; these are in the file already."""
+
 
 def train(
     network: Network,

@@ -59,9 +59,10 @@ def train_in_folder(
         log = loop.Log(folder / METRICS)
         if tensorboard and distributed.is_first():
             log = TensorBoardLog(folder / METRICS, folder / EVENTS, step=int(state.step))
-        return loop.train(
-            network, state, memory, stages, checkpoints=checkpoints, log=log, **options
-        )
+        with contextlib.closing(log):
+            return loop.train(
+                network, state, memory, stages, checkpoints=checkpoints, log=log, **options
+            )
 
 
 def train_recorded(

@@ -7,6 +7,8 @@ from typing import Any
 from jimjax.io.errors import InputError
 from jimjax.train.loop import Log
 
+FLUSH_SECONDS = 10  # after which events are in their file
+
 
 class TensorBoardLog(Log):
     """A log whose numbers are also written as events, one curve for each stage and name.
@@ -28,8 +30,7 @@ class TensorBoardLog(Log):
             raise InputError(
                 "--tensorboard needs tensorboardX; install it, or 'jimjax[tensorboard]'"
             ) from None
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
-        self._writer.flush()
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1, flush_secs=FLUSH_SECONDS)
 
     def write(self, **values: Any) -> None:
         """Writes a line, and an event for each number in it."""
@@ -38,4 +39,7 @@ class TensorBoardLog(Log):
             if isinstance(value, Real) and name not in ("step", "epoch"):
                 tag = f"{values.get('stage', 'run')}/{name}"
                 self._writer.add_scalar(tag, float(value), values["step"])
-        self._writer.flush()
+
+    def close(self) -> None:
+        """Writes what is still on its way to the file."""
+        self._writer.close()

@@ -26,6 +26,7 @@ def test_every_number_is_an_event_of_its_step(tmp_path):
     log = TensorBoardLog(tmp_path / "metrics.jsonl", tmp_path / "events")
     log.write(stage="pairs", epoch=0, step=7, loss=0.5, note="text")
     log.write(stage="pairs", epoch=1, step=14, loss=0.25)
+    log.close()
     found = [
         (e.step, v.tag, v.simple_value)
         for e in _events(tmp_path / "events")
@@ -37,7 +38,7 @@ def test_every_number_is_an_event_of_its_step(tmp_path):
 
 
 def test_resumed_run_takes_back_what_comes_after_its_step(tmp_path):
-    TensorBoardLog(tmp_path / "metrics.jsonl", tmp_path / "events", step=7)
+    TensorBoardLog(tmp_path / "metrics.jsonl", tmp_path / "events", step=7).close()
     assert [e.step for e in _events(tmp_path / "events") if e.HasField("session_log")] == [8]
 
 
