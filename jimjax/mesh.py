@@ -1,6 +1,7 @@
 """The devices: batches are split over all of them, and parameters over some, if wanted."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -153,6 +154,41 @@ def map_batch(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """
     spec = batch_spec(mesh)
     return jax.shard_map(jax.vmap(function), mesh=mesh, in_specs=spec, out_specs=spec)
+
+
+def join_batches(batches: Sequence[jax.Array], mesh: Mesh) -> jax.Array:
+    """Inside a jitted function: batches as one; each device has its rows of all of them.
+
+    Args:
+        batches: ``(n, ...)`` each, of sizes that divide by the number of devices.
+        mesh: devices. With one of them the batches follow each other.
+    """
+    parts = [each.reshape(mesh.size, len(each) // mesh.size, *each.shape[1:]) for each in batches]
+    joined = jnp.concatenate(parts, axis=1)
+    return constrain_batch(joined.reshape(-1, *joined.shape[2:]), mesh)
+
+
+def part_batches(tree: Any, sizes: Sequence[int], mesh: Mesh) -> tuple[Any, ...]:
+    """Undoes ``join_batches`` for every array of a tree.
+
+    Args:
+        tree: of arrays with as many rows as the batches have together.
+        sizes: of the batches.
+        mesh: devices.
+
+    Returns:
+        A tree for each batch.
+    """
+    ends = [sum(sizes[: place + 1]) // mesh.size for place in range(len(sizes))]
+
+    def part(leaf: jax.Array, first: int, last: int) -> jax.Array:
+        rows = leaf.reshape(mesh.size, ends[-1], *leaf.shape[1:])[:, first:last]
+        return rows.reshape((last - first) * mesh.size, *leaf.shape[1:])
+
+    return tuple(
+        jax.tree.map(lambda leaf, first=first, last=last: part(leaf, first, last), tree)
+        for first, last in itertools.pairwise([0, *ends])
+    )
 
 
 def constrain_batch(tree: Any, mesh: Mesh) -> Any:

@@ -230,6 +230,20 @@ def _pool_and_stack(
     return stack(pool_to(maps, keep, size), train=train)
 
 
+def together(*batches: jax.Array) -> jax.Array:
+    """Batches of one size as one in which their rows take turns.
+
+    One after the other they would lie on other devices than before, where devices share them.
+    """
+    return jnp.stack(batches, axis=1).reshape(-1, *batches[0].shape[1:])
+
+
+def apart(batch: jax.Array, num: int = 2) -> tuple[jax.Array, ...]:
+    """Undoes ``together`` of so many batches."""
+    parts = batch.reshape(-1, num, *batch.shape[1:])
+    return tuple(parts[:, place] for place in range(num))
+
+
 def in_precision(compute: Compute, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     """Arrays as a layer computes with them; in "float32" they stay as they are."""
     if compute.precision == "float32":

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from jimjax.models.blocks import Conv, batch_norm, in_full, pool_to, run_block
+from jimjax.models.blocks import Conv, apart, batch_norm, in_full, pool_to, run_block, together
 from jimjax.models.compute import Compute
 from jimjax.models.matching import TOWER_DEPTH, VALID_LOSS, CorrelationTower, windowed
 from jimjax.ops import matching
@@ -184,15 +184,14 @@ class GumNet(nnx.Module):
         self, source: jax.Array, target: jax.Array, *, train: bool
     ) -> tuple[jax.Array, jax.Array]:
         """Normalised feature maps ``(batch, n, n, n, c)`` of both."""
-        features = self.extractor(jnp.concatenate([source, target]), train=train)
+        features = self.extractor(together(source, target), train=train)
         if self.config.design == "published":
             features = matching.l2_normalize(features)
         else:
             features = windowed(features, self.config.box)
             power = jnp.mean(features**2, axis=(1, 2, 3, 4), keepdims=True)
             features = features * lax.rsqrt(power + EPSILON)
-        source_map, target_map = jnp.split(features, 2)
-        return source_map, target_map
+        return apart(features)
 
     def _compare(self, source_map: jax.Array, target_map: jax.Array, *, train: bool) -> Match:
         correlate = jax.vmap(matching.global_correlation)
@@ -252,7 +251,7 @@ class _Extractor(nnx.Module):
             self.norms.append(nnx.List(norms))
 
     def __call__(self, volumes: jax.Array, *, train: bool) -> jax.Array:
-        """Maps sources followed by as many targets, ``(2 batch, z, y, x)``, to features."""
+        """Maps sources and targets in turns, ``(2 batch, z, y, x)``, to features."""
         hidden, config = volumes[..., None], self.config
         layers = zip(self.convs, self.norms, strict=True)
         for keep, size, layer in zip(config.keeps, config.sizes, layers, strict=False):
@@ -269,11 +268,9 @@ def _convolve_and_pool(
 
 
 def _normalize(norms: nnx.List, maps: jax.Array, train: bool) -> jax.Array:
-    """Applies one batch norm to all, or one each to the sources' and the targets' half."""
-    parts = jnp.split(maps, len(norms))
-    return jnp.concatenate(
-        [norm(part, use_running_average=not train) for norm, part in zip(norms, parts, strict=True)]
-    )
+    """Applies one batch norm to all, or one each to sources and targets, which take turns."""
+    parts = zip(norms, apart(maps, len(norms)), strict=True)
+    return together(*(norm(part, use_running_average=not train) for norm, part in parts))
 
 
 def _uniform_bias(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from jimjax.models.blocks import Extractor, ExtractorConfig, batch_norm
+from jimjax.models.blocks import Extractor, ExtractorConfig, apart, batch_norm, together
 from jimjax.models.matching import GlobalDense, LocalDense, LocalNewton
 from jimjax.models.steerable import GlobalHarmonic
 from jimjax.ops import resample
@@ -137,26 +137,23 @@ class JimNet(nnx.Module):
         Returns:
             Alignment of each pair.
         """
-        sources, targets = _halves(*self.coarse(jnp.concatenate([source, target]), train=train))
+        sources, targets = _pairs(*self.coarse(together(source, target), train=train))
         coarse, rotation_logits = self.match_globally(
             sources.maps, targets.maps, self.config.box, train=train
         )
         # One interpolation of the original, with the pose found so far.
         # Its gradient reaches the coarse stage through the composition, not through the image.
         moved = jax.vmap(resample.transform)(source, lax.stop_gradient(coarse))
-        fine_sources, fine_targets = _halves(
-            *self.fine(jnp.concatenate([moved, target]), train=train)
-        )
+        fine_sources, fine_targets = _pairs(*self.fine(together(moved, target), train=train))
         residual = self.match_locally(
             fine_sources.maps, fine_targets.maps, self.config.box, train=train
         )
-        features, target_features = jnp.split(
+        features, target_features = apart(
             self._embed(
-                jnp.concatenate([sources.pooled, targets.pooled]),
-                jnp.concatenate([fine_sources.pooled, fine_targets.pooled]),
+                together(sources.pooled, targets.pooled),
+                together(fine_sources.pooled, fine_targets.pooled),
                 train=train,
-            ),
-            2,
+            )
         )
         return Alignment(
             coarse=coarse,
@@ -196,8 +193,8 @@ class JimNet(nnx.Module):
     def refine(self, source: jax.Array, target: jax.Array, pose: Pose, *, train: bool) -> Pose:
         """Poses of the fine stage, begun at ``pose``; volumes ``(batch, z, y, x)``."""
         moved = jax.vmap(resample.transform)(source, pose)
-        maps, _ = self.fine(jnp.concatenate([moved, target]), train=train)
-        sources, targets = jnp.split(maps, 2)
+        maps, _ = self.fine(together(moved, target), train=train)
+        sources, targets = apart(maps)
         residual = self.match_locally(sources, targets, self.config.box, train=train)
         return jax.vmap(compose)(residual, pose)
 
@@ -217,10 +214,10 @@ class _Embedding(nnx.Module):
         return self.linear(self.norm(pooled, use_running_average=not train))
 
 
-def _halves(maps: jax.Array, pooled: jax.Array) -> tuple[FeatureMaps, FeatureMaps]:
+def _pairs(maps: jax.Array, pooled: jax.Array) -> tuple[FeatureMaps, FeatureMaps]:
     """Parts what went through a shared extractor together."""
-    half = len(maps) // 2
-    return FeatureMaps(maps[:half], pooled[:half]), FeatureMaps(maps[half:], pooled[half:])
+    sources, targets = zip(apart(maps), apart(pooled), strict=True)
+    return FeatureMaps(*sources), FeatureMaps(*targets)
 
 
 def small(box: int, num_classes: int) -> JimNetConfig:

@@ -26,11 +26,13 @@ from jimjax.models.blocks import (
     Conv,
     Extractor,
     ExtractorConfig,
+    apart,
     batch_norm,
     in_full,
     pool_to,
     run_block,
     statistic,
+    together,
 )
 from jimjax.models.compute import Compute
 from jimjax.models.jimnet import Described, Regressor
@@ -169,9 +171,9 @@ class UMTL(nnx.Module):
             The answer for each pair.
         """
         box, is_aligning = self.config.box, "align" in self.config.tasks
-        both = jnp.concatenate([source, target])
+        both = together(source, target)
         maps = self.coarse.maps(both, train=train)
-        sources, targets = jnp.split(maps[-1], 2)
+        sources, targets = apart(maps[-1])
         rotation_logits = None
         if is_aligning:
             codes = (self.match_globally.prepare(each, box) for each in (sources, targets))
@@ -180,17 +182,16 @@ class UMTL(nnx.Module):
             moved = jax.vmap(resample.transform)(source, lax.stop_gradient(coarse))
         else:
             coarse, moved = _identity(len(source)), source
-        moved_both = jnp.concatenate([moved, target])
+        moved_both = together(moved, target)
         fine_maps = self.fine.maps(moved_both, train=train)
-        fine_sources, fine_targets = jnp.split(fine_maps[-1], 2)
+        fine_sources, fine_targets = apart(fine_maps[-1])
         residual = _identity(len(source))
         if is_aligning:
             residual = self.match_locally(fine_sources, fine_targets, box, train=train)
         features = self._embed(maps[-1], fine_maps[-1], train=train)
-        source_features, target_features = jnp.split(features, 2)
-        halves = slice(None, len(source)), slice(len(source), None)
-        masks = Masks(self.segment_coarse(both, maps), self.segment_fine(moved_both, fine_maps))
-        source_masks, target_masks = (Masks(*(each[rows] for each in masks)) for rows in halves)
+        source_features, target_features = apart(features)
+        masks = self.segment_coarse(both, maps), self.segment_fine(moved_both, fine_maps)
+        source_masks, target_masks = zip(*map(apart, masks), strict=True)
         return Answer(
             coarse=coarse,
             fine=jax.vmap(compose)(residual, coarse),
@@ -199,8 +200,8 @@ class UMTL(nnx.Module):
             target_features=target_features,
             logits=self.head(source_features),
             rotation_logits=rotation_logits,
-            source_masks=source_masks,
-            target_masks=target_masks,
+            source_masks=Masks(*source_masks),
+            target_masks=Masks(*target_masks),
         )
 
     def describe(self, volumes: jax.Array, *, train: bool) -> Described:
@@ -233,8 +234,8 @@ class UMTL(nnx.Module):
     def refine(self, source: jax.Array, target: jax.Array, pose: Pose, *, train: bool) -> Pose:
         """Poses of stage 2, begun at ``pose``; volumes ``(batch, z, y, x)``."""
         moved = jax.vmap(resample.transform)(source, pose)
-        maps = self.fine.maps(jnp.concatenate([moved, target]), train=train)[-1]
-        residual = self.match_locally(*jnp.split(maps, 2), self.config.box, train=train)
+        maps = self.fine.maps(together(moved, target), train=train)[-1]
+        residual = self.match_locally(*apart(maps), self.config.box, train=train)
         return jax.vmap(compose)(residual, pose)
 
     def _embed(self, coarse: jax.Array, fine: jax.Array, *, train: bool) -> jax.Array:

@@ -4,12 +4,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from jimjax.config import RunConfig
-from jimjax.mesh import constrain_batch
+from jimjax.mesh import join_batches, part_batches
 from jimjax.models import functional
 from jimjax.models.functional import Network
 from jimjax.train.loop import Stage
@@ -70,14 +69,11 @@ def apply_beside(
     Returns:
         What it says of the pairs, what it says of the molecules, and its new statistics.
     """
-    num = len(source)
-    sources = constrain_batch(jnp.concatenate([source, made.source]), mesh)
-    targets = constrain_batch(jnp.concatenate([target, made.target]), mesh)
+    sources = join_batches((source, made.source), mesh)
+    targets = join_batches((target, made.target), mesh)
     found, stats = functional.apply(network, sources, targets, train=True)
-    pairs, shown = (
-        jax.tree.map(lambda leaf, rows=rows: leaf[rows], found)
-        for rows in (slice(None, num), slice(num, None))
-    )
+    sizes = len(source), len(made.source)
+    pairs, shown = part_batches(found, sizes, mesh)
     return pairs, shown, stats
 
 
