@@ -18,7 +18,7 @@ from jimjax.ops._windows import Window
 DIMENSIONS_2D = ("NHWC", "HWIO", "NHWC")
 
 # Measured on two x86 cores with jax 0.10.2; they choose between forms of equal result.
-NARROW_CHANNELS = 2  # up to here a layer's output is summed after the product, not before
+NARROW_RATIO = 4  # channels in over out from which taps are summed after the product, not before
 SMALL_OUTPUT = 216  # output voxels up to which one matrix product beats a 2-D convolution
 LARGE_SHRINK = 1.5  # input over output voxels from which the gradient is scattered
 MANY_TAPS = 64  # kernel taps from which one view of the volume for each takes too long to compile
@@ -31,11 +31,14 @@ UNIT_WINDOW = Window((1, 1, 1), (1, 1, 1), ((0, 0), (0, 0), (0, 0)))
 def convolve(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     """Convolves in the form that is fastest for the layer."""
     if _is_foldable(kernel.shape, window):
+        if _has_whole_blocks(kernel.shape, window):
+            folded = _fold_volume(x, kernel.shape, window)
+            return convolve(folded, _fold_kernel(kernel, window), UNIT_WINDOW)
         flat = kernel.reshape(-1, kernel.shape[-1])
         return lax.map(lambda volume: _patches(volume, kernel.shape, window) @ flat, x)
     num_in, num_out = kernel.shape[3:]
-    if num_out <= NARROW_CHANNELS < num_in:
-        return lax.map(lambda v: windows.products_first(v[None], kernel, window)[0], x)
+    if window.strides == (1, 1, 1) and NARROW_RATIO * num_out <= num_in:
+        return _products_first(x, kernel, window)
     if num_in == 1:
         taps = windows.taps(windows.pad(x, window), kernel.shape, window)
         return sum(t * w for t, w in zip(taps, kernel.reshape(-1, num_out), strict=True))
@@ -52,6 +55,11 @@ def _is_foldable(kernel_shape: tuple[int, ...], window: Window) -> bool:
         and window.strides != (1, 1, 1)
         and window.dilations == (1, 1, 1)
     )
+
+
+def _has_whole_blocks(kernel_shape: tuple[int, ...], window: Window) -> bool:
+    """Whether ``_fold_volume`` adds no zeros; then it is 1.2 to 2 times as fast as ``_patches``."""
+    return not any(k % s for k, s in zip(kernel_shape[:3], window.strides, strict=True))
 
 
 def _patches(volume: jax.Array, kernel_shape: tuple[int, ...], window: Window) -> jax.Array:
@@ -115,6 +123,39 @@ def _blocks(x: jax.Array, edges: tuple[int, int, int]) -> jax.Array:
     split = [part for n, s in zip(x.shape[1:4], edges, strict=True) for part in (n // s, s)]
     x = x.reshape(x.shape[0], *split, -1).transpose(0, 1, 3, 5, 2, 4, 6, 7)
     return x.reshape(*x.shape[:4], -1)
+
+
+def _products_first(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """Unit strides: each voxel's share in each tap by one product, then the shifted shares summed.
+
+    The shares of a few planes at a time stay in the cache. 224 channels to 5 at 32^3: 12 times as
+    fast as ``_fold_depth``; 32 to 8: 2.1 at 32^3, 1.0 at 16^3; 32 to 16: 1.2 and 0.7.
+    """
+    kz, ky, kx, num_in, num_out = kernel.shape
+    batch, depth, height, width = x.shape[:4]
+    flat = kernel.transpose(2, 1, 0, 4, 3).reshape(-1, num_in)
+    thickness = _chunk(batch * depth, height * width)
+
+    def sum_within(voxels: jax.Array) -> jax.Array:
+        shares = (flat @ voxels.T).reshape(kx, ky, kz, num_out, thickness, height, width)
+        return _sum_shifted(_sum_shifted(shares, window, -1), window, -2)
+
+    sums = lax.map(sum_within, x.reshape(-1, thickness * height * width, num_in))
+    sums = sums.transpose(1, 2, 0, 3, 4, 5)
+    sums = _sum_shifted(sums.reshape(kz, num_out, batch, depth, *sums.shape[4:]), window, -3)
+    return jnp.moveaxis(sums, 0, -1)
+
+
+def _sum_shifted(shares: jax.Array, window: Window, axis: int) -> jax.Array:
+    """Sums the taps, the first axis, along one of the last three, which are z, y and x."""
+    edges = [(0, 0)] * shares.ndim
+    edges[axis] = window.pads[axis]
+    padded, gap = jnp.pad(shares, edges), window.dilations[axis]
+    span = padded.shape[axis] - gap * (len(shares) - 1)
+    return sum(
+        lax.slice_in_dim(tap, i * gap, i * gap + span, axis=axis % shares.ndim - 1)
+        for i, tap in enumerate(padded)
+    )
 
 
 def _fold_depth(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
@@ -203,9 +244,6 @@ def gradients(
     x: jax.Array, kernel: jax.Array, cotangent: jax.Array, window: Window
 ) -> tuple[jax.Array, jax.Array]:
     """Applies the adjoint of ``convolve`` in its input and in its kernel."""
-    num_in, num_out = kernel.shape[3:]
-    if num_out <= NARROW_CHANNELS < num_in and window.strides == (1, 1, 1):
-        return _narrow_gradients(x, kernel, cotangent, window)
     return (
         input_gradient(x.shape, kernel, cotangent, window),
         kernel_gradient(x, kernel, cotangent, window),
@@ -234,6 +272,12 @@ def kernel_gradient(
 ) -> jax.Array:
     """Sums over examples, or slabs of them: all taps of a voxel as one row, one product."""
     if _is_foldable(kernel.shape, window):
+        if _has_whole_blocks(kernel.shape, window):
+            folded = _fold_volume(x, kernel.shape, window)
+            fold = functools.partial(_fold_kernel, window=window)
+            taps = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
+            gradient = kernel_gradient(folded, fold(kernel), cotangent, UNIT_WINDOW)
+            return jax.linear_transpose(fold, taps)(gradient)[0]
         rows = cotangent.reshape(cotangent.shape[0], -1, kernel.shape[-1])
 
         def add_example(
@@ -246,6 +290,8 @@ def kernel_gradient(
         zeros = jnp.zeros((kernel.shape[-1], math.prod(kernel.shape[:4])), x.dtype)
         total, _ = lax.scan(add_example, zeros, (x, rows))
         return total.T.reshape(kernel.shape)
+    if window.strides == (1, 1, 1):
+        return _narrower_columns(x, kernel, cotangent, window)
     padded, num_out = windows.pad(x, window), kernel.shape[-1]
     batch, depth, height, width = cotangent.shape[:4]
     thickness = _chunk(depth, height * width)
@@ -269,31 +315,39 @@ def kernel_gradient(
     return total.T.reshape(kernel.shape)
 
 
-def _narrow_gradients(
+def _narrower_columns(
     x: jax.Array, kernel: jax.Array, cotangent: jax.Array, window: Window
-) -> tuple[jax.Array, jax.Array]:
-    """Both gradients of few outputs: all that a voxel has a share in as one column, kept short.
+) -> jax.Array:
+    """Unit strides: the kernel's gradient with columns of whichever side has fewer channels.
 
-    The columns serve both products; channels come before voxels, so that each is a copied row.
+    Channels come before voxels, so that a column is made of copied rows: 13 times as fast as
+    voxels first for 224 channels to 5 at 32^3, 2.1 for 1 to 32, 1.0 to 1.4 for equal channels.
     """
-    num_in, num_out = kernel.shape[3:]
-    adjoint = _adjoint_window(x.shape, kernel.shape, cotangent.shape, window)
-    flipped = kernel[::-1, ::-1, ::-1]
-    flat = flipped.swapaxes(3, 4).reshape(-1, num_in)
+    if x.shape[-1] > cotangent.shape[-1]:
+        adjoint = _adjoint_window(x.shape, kernel.shape, cotangent.shape, window)
+        flipped = _narrower_columns(cotangent, kernel.swapaxes(3, 4), x, adjoint)
+        return flipped.swapaxes(3, 4)[::-1, ::-1, ::-1]
+    batch, depth, height, width, num_out = cotangent.shape
+    padded = jnp.moveaxis(windows.pad(x, window), -1, 0)
+    thickness = _chunk(depth, height * width)
+    chunk = _chunk(batch, depth * height * width)
+    reach = _reach(thickness, kernel.shape, window)
 
-    def add_example(
-        total: jax.Array, example: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, jax.Array]:
-        volume, gradient = example
-        spread = jnp.pad(jnp.moveaxis(gradient, -1, 0), ((0, 0), *adjoint.pads))
-        reached = windows.taps(spread[..., None], kernel.shape, adjoint)
-        columns = jnp.concatenate(reached).reshape(len(flat), -1)
-        x_gradient = (columns.T @ flat).reshape(volume.shape)
-        return total + columns @ volume.reshape(-1, num_in), x_gradient
+    def add_slab(total: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        first, plane = at
+        slab = (chunk, thickness, height, width, num_out)
+        gradient = lax.dynamic_slice(cotangent, (first, plane, 0, 0, 0), slab)
+        seen = (len(padded), chunk, reach, *padded.shape[3:])
+        volumes = lax.dynamic_slice(padded, (0, first, plane, 0, 0), seen)
+        reached = windows.taps(volumes.reshape(-1, *seen[2:], 1), kernel.shape, window)
+        columns = jnp.concatenate(reached).reshape(len(total), -1)
+        return total + columns @ gradient.reshape(-1, num_out), None
 
-    total, x_gradient = lax.scan(add_example, jnp.zeros(flat.shape, x.dtype), (x, cotangent))
-    total = total.reshape(*kernel.shape[:3], num_out, num_in).swapaxes(3, 4)
-    return x_gradient, total[::-1, ::-1, ::-1]
+    firsts, planes = jnp.arange(0, batch, chunk), jnp.arange(0, depth, thickness)
+    slabs = jnp.repeat(firsts, planes.size), jnp.tile(planes, firsts.size)
+    zeros = jnp.zeros((math.prod(kernel.shape[:4]), num_out), x.dtype)
+    total, _ = lax.scan(add_slab, zeros, slabs)
+    return total.reshape(kernel.shape)
 
 
 def _adjoint_window(
