@@ -41,6 +41,9 @@ TRANSPOSED = [
     pytest.param((3, 4, 3), 2, 3, (4, 4, 4), 2, "same", id="blocks"),
     pytest.param((2, 3, 2), 2, 1, (6, 6, 6), 4, "same", id="completed blocks"),
     pytest.param((2, 1, 2), 1, 2, (10, 5, 4), (8, 1, 3), "valid", id="mixed blocks"),
+    pytest.param((6, 6, 7), 2, 3, (4, 4, 4), 2, "same", id="many blocks"),
+    pytest.param((6, 7, 6), 3, 2, (6, 6, 6), 4, "same", id="many incomplete blocks"),
+    pytest.param((6, 6, 7), 2, 1, (9, 8, 1), (4, 2, 2), "valid", id="many blocks, unequal"),
 ]
 
 

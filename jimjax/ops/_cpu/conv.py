@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jimjax.ops import _windows as windows
+from jimjax.ops._cpu import blocks
 from jimjax.ops._divisors import largest_divisor
 from jimjax.ops._windows import Window
 
@@ -32,10 +33,10 @@ def convolve(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     """Convolves in the form that is fastest for the layer."""
     if _is_foldable(kernel.shape, window):
         if _has_whole_blocks(kernel.shape, window):
-            folded = _fold_volume(x, kernel.shape, window)
-            return convolve(folded, _fold_kernel(kernel, window), UNIT_WINDOW)
+            folded = blocks.fold_volume(x, kernel.shape, window)
+            return convolve(folded, blocks.fold_kernel(kernel, window), UNIT_WINDOW)
         flat = kernel.reshape(-1, kernel.shape[-1])
-        return lax.map(lambda volume: _patches(volume, kernel.shape, window) @ flat, x)
+        return lax.map(lambda volume: blocks.patches(volume, kernel.shape, window) @ flat, x)
     num_in, num_out = kernel.shape[3:]
     if window.strides == (1, 1, 1) and NARROW_RATIO * num_out <= num_in:
         return _products_first(x, kernel, window)
@@ -58,71 +59,8 @@ def _is_foldable(kernel_shape: tuple[int, ...], window: Window) -> bool:
 
 
 def _has_whole_blocks(kernel_shape: tuple[int, ...], window: Window) -> bool:
-    """Whether ``_fold_volume`` adds no zeros; then it is 1.2 to 2 times as fast as ``_patches``."""
+    """Whether ``fold_volume`` adds no zeros; then it is 1.2 to 2 times as fast as ``patches``."""
     return not any(k % s for k, s in zip(kernel_shape[:3], window.strides, strict=True))
-
-
-def _patches(volume: jax.Array, kernel_shape: tuple[int, ...], window: Window) -> jax.Array:
-    """What the kernel sees at each step over ``(z, y, x, channels)``, as one row.
-
-    Windows of k taps, s apart, are made of ceil(k / s) neighbouring blocks of s voxels, so that a
-    few slices along each axis take the place of one for each tap.
-
-    Returns:
-        ``(z', y', x', kz ky kx channels)``.
-    """
-    zero = jnp.zeros((), volume.dtype)
-    steps = windows.out_shape((1, *volume.shape), kernel_shape, window)
-    for number, (m, k, s, (low, _)) in enumerate(
-        zip(steps, kernel_shape[:3], window.strides, window.pads, strict=True)
-    ):
-        axis, num_blocks = 2 * number, -(-k // s)
-        edges = [(0, 0, 0)] * volume.ndim
-        edges[axis] = (low, (m - 1 + num_blocks) * s - volume.shape[axis] - low, 0)
-        padded = lax.pad(volume, zero, edges)
-        blocks = padded.reshape(*padded.shape[:axis], -1, s, *padded.shape[axis + 1 :])
-        views = [lax.slice_in_dim(blocks, i, i + m, axis=axis) for i in range(num_blocks)]
-        joined = jnp.concatenate(views, axis=axis + 1)
-        volume = lax.slice_in_dim(joined, 0, k, axis=axis + 1)
-    return volume.transpose(0, 2, 4, 1, 3, 5, 6).reshape(*steps, -1)
-
-
-def _spread_patches(
-    shape: tuple[int, ...], kernel: jax.Array, cotangent: jax.Array, window: Window
-) -> jax.Array:
-    """Applies the adjoint of ``convolve`` as the adjoint of ``_patches``."""
-    flat = kernel.reshape(-1, kernel.shape[-1])
-    volume = jax.ShapeDtypeStruct(shape[1:], cotangent.dtype)
-    gather = functools.partial(_patches, kernel_shape=kernel.shape, window=window)
-    spread = jax.linear_transpose(gather, volume)
-    return lax.map(lambda steps: spread(steps @ flat.T)[0], cotangent)
-
-
-def _fold_volume(x: jax.Array, kernel_shape: tuple[int, ...], window: Window) -> jax.Array:
-    """Blocks of ``strides`` voxels as channels: the kernel's steps become one voxel each."""
-    out_shape = windows.out_shape(x.shape, kernel_shape, window)
-    ends = [
-        (low, (m - 1 + -(-k // s)) * s - n - low, 0)
-        for n, m, k, s, (low, _) in zip(
-            x.shape[1:4], out_shape, kernel_shape[:3], window.strides, window.pads, strict=True
-        )
-    ]
-    padded = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
-    return _blocks(padded, window.strides)
-
-
-def _fold_kernel(kernel: jax.Array, window: Window) -> jax.Array:
-    """The kernel for ``_fold_volume``; zeros complete its last blocks."""
-    ends = [(0, -k % s) for k, s in zip(kernel.shape[:3], window.strides, strict=True)]
-    blocks = _blocks(jnp.pad(kernel, (*ends, (0, 0), (0, 0)))[None], window.strides)
-    return blocks.reshape(*blocks.shape[1:4], -1, kernel.shape[4])
-
-
-def _blocks(x: jax.Array, edges: tuple[int, int, int]) -> jax.Array:
-    """Takes blocks of an array ``(batch, z, y, x, ...)`` as one more axis after x, merged."""
-    split = [part for n, s in zip(x.shape[1:4], edges, strict=True) for part in (n // s, s)]
-    x = x.reshape(x.shape[0], *split, -1).transpose(0, 1, 3, 5, 2, 4, 6, 7)
-    return x.reshape(*x.shape[:4], -1)
 
 
 def _products_first(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
@@ -256,15 +194,45 @@ def input_gradient(
     """Applies the adjoint of ``convolve`` in its input, of the given shape."""
     if _is_foldable(kernel.shape, window):
         if math.prod(cotangent.shape[1:4]) <= SMALL_OUTPUT:
-            return _spread_patches(shape, kernel, cotangent, window)
-        x = jax.ShapeDtypeStruct(shape, cotangent.dtype)
-        fold = functools.partial(_fold_volume, kernel_shape=kernel.shape, window=window)
-        folded = jax.eval_shape(fold, x).shape
-        gradient = input_gradient(folded, _fold_kernel(kernel, window), cotangent, UNIT_WINDOW)
-        return jax.linear_transpose(fold, x)(gradient)[0]
+            return blocks.spread_patches(shape, kernel, cotangent, window)
+        return _spread_blocks(shape, kernel, cotangent, window)
     if math.prod(shape[1:4]) >= LARGE_SHRINK * math.prod(cotangent.shape[1:4]):
         return _scatter_columns(shape, kernel, cotangent, window)
     return _convolve_back(shape, kernel, cotangent, window)
+
+
+def _spread_blocks(
+    shape: tuple[int, ...], kernel: jax.Array, cotangent: jax.Array, window: Window
+) -> jax.Array:
+    """Applies the adjoint of ``convolve`` to the voxels of each step's block as channels.
+
+    Voxels that the kernel's last, incomplete blocks do not reach are apart, so that zeros are not
+    multiplied: 2.2 times as fast for 6^3 taps 4 apart.
+    """
+    volume = jax.ShapeDtypeStruct(shape, cotangent.dtype)
+    fold = functools.partial(blocks.fold_volume, kernel_shape=kernel.shape, window=window)
+    folded = jax.eval_shape(fold, volume).shape
+    counts = [-(-k // s) for k, s in zip(kernel.shape[:3], window.strides, strict=True)]
+
+    def spread(taps: jax.Array, axis: int) -> jax.Array:
+        """From taps ``(blocks, voxels of one, in, out)``, apart along the axes before this."""
+        if axis == 3:
+            sides = [m + n - 1 for m, n in zip(cotangent.shape[1:4], taps.shape[:3], strict=True)]
+            flat = taps.reshape(*taps.shape[:3], -1, taps.shape[7])
+            seen = (len(cotangent), *sides, flat.shape[3])
+            gradient = input_gradient(seen, flat, cotangent, UNIT_WINDOW)
+            return gradient.reshape(*seen[:4], *taps.shape[3:7])
+        rest = kernel.shape[axis] % window.strides[axis]
+        if not rest or counts[axis] == 1:
+            return spread(taps, axis + 1)
+        near, far = jnp.split(taps, [rest], axis=3 + axis)
+        far = spread(lax.slice_in_dim(far, 0, counts[axis] - 1, axis=axis), axis + 1)
+        edges = [(0, int(a == 1 + axis)) for a in range(far.ndim)]
+        return jnp.concatenate([spread(near, axis + 1), jnp.pad(far, edges)], axis=4 + axis)
+
+    taps = blocks.fold_kernel(kernel, window)
+    gradient = spread(taps.reshape(*counts, *window.strides, *kernel.shape[3:]), 0)
+    return jax.linear_transpose(fold, volume)(gradient.reshape(folded))[0]
 
 
 def kernel_gradient(
@@ -273,8 +241,8 @@ def kernel_gradient(
     """Sums over examples, or slabs of them: all taps of a voxel as one row, one product."""
     if _is_foldable(kernel.shape, window):
         if _has_whole_blocks(kernel.shape, window):
-            folded = _fold_volume(x, kernel.shape, window)
-            fold = functools.partial(_fold_kernel, window=window)
+            folded = blocks.fold_volume(x, kernel.shape, window)
+            fold = functools.partial(blocks.fold_kernel, window=window)
             taps = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
             gradient = kernel_gradient(folded, fold(kernel), cotangent, UNIT_WINDOW)
             return jax.linear_transpose(fold, taps)(gradient)[0]
@@ -284,7 +252,7 @@ def kernel_gradient(
             total: jax.Array, example: tuple[jax.Array, jax.Array]
         ) -> tuple[jax.Array, None]:
             volume, rows = example
-            columns = _patches(volume, kernel.shape, window).reshape(len(rows), -1)
+            columns = blocks.patches(volume, kernel.shape, window).reshape(len(rows), -1)
             return total + rows.T @ columns, None
 
         zeros = jnp.zeros((kernel.shape[-1], math.prod(kernel.shape[:4])), x.dtype)
