@@ -20,6 +20,7 @@ CASES = [
     pytest.param((4, 5, 4), 5, 6, 1, 1, "valid", id="columns"),
     pytest.param((6, 7, 8), 3, 4, (1, 2, 3), (2, 1, 1), "valid", id="columns, mixed steps"),
     pytest.param((9, 10, 11), 3, 4, 1, 1, "valid", id="planes"),
+    pytest.param((9, 10, 11), 16, 17, 1, 1, "valid", id="planes, wide"),
     pytest.param((16, 17, 18), 2, 3, 2, (1, 2, 1), "valid", id="planes, stride 2, dilated"),
     pytest.param((9, 26, 28), 2, 3, (2, 1, 1), 1, "valid", id="one plane at a time, stride 2"),
     pytest.param((8, 8, 8), 1, 3, 1, 1, "same", id="one channel in"),

@@ -22,6 +22,7 @@ DIMENSIONS_2D = ("NHWC", "HWIO", "NHWC")
 NARROW_RATIO = 4  # taps' values in over out from which they are summed after the product
 SMALL_OUTPUT = 216  # output voxels up to which one matrix product beats a 2-D convolution
 LARGE_SHRINK = 1.5  # input over output voxels from which gradients are made of the output's
+WIDE_CHANNELS = 16  # in from which unpadded columns cost less with voxels first
 MANY_TAPS = 64  # kernel taps from which one view of the volume for each takes too long to compile
 CHUNK_ROWS = 512  # rows that keep a matrix product busy and its operands in the cache
 
@@ -260,9 +261,12 @@ def kernel_gradient(
         zeros = jnp.zeros((kernel.shape[-1], math.prod(kernel.shape[:4])), x.dtype)
         total, _ = lax.scan(add_example, zeros, (x, rows))
         return total.T.reshape(kernel.shape)
-    if window.strides == (1, 1, 1):
+    num_in, num_out = kernel.shape[3:]
+    # Unpadded, 16 channels or more to as many or more: voxels first is 0.9 to 1.3 times as fast.
+    is_wide = WIDE_CHANNELS <= num_in <= num_out and not any(sum(window.pads, ()))
+    if window.strides == (1, 1, 1) and not is_wide:
         return _narrower_columns(x, kernel, cotangent, window)
-    padded, num_out = windows.pad(x, window), kernel.shape[-1]
+    padded = windows.pad(x, window)
     batch, depth, height, width = cotangent.shape[:4]
     thickness = _chunk(depth, height * width)
     chunk = _chunk(batch, depth * height * width)
