@@ -20,12 +20,16 @@ CASES = [
     pytest.param((4, 5, 4), 5, 6, 1, 1, "valid", id="columns"),
     pytest.param((6, 7, 8), 3, 4, (1, 2, 3), (2, 1, 1), "valid", id="columns, mixed steps"),
     pytest.param((9, 10, 11), 3, 4, 1, 1, "valid", id="planes"),
+    pytest.param((9, 10, 11), 16, 17, 1, 1, "valid", id="planes, wide"),
     pytest.param((16, 17, 18), 2, 3, 2, (1, 2, 1), "valid", id="planes, stride 2, dilated"),
     pytest.param((9, 26, 28), 2, 3, (2, 1, 1), 1, "valid", id="one plane at a time, stride 2"),
     pytest.param((8, 8, 8), 1, 3, 1, 1, "same", id="one channel in"),
     pytest.param((8, 8, 8), 4, 1, 1, 1, "same", id="one channel out"),
     pytest.param((7, 8, 8), 4, 2, 2, 1, "valid", id="two channels out, stride 2"),
     pytest.param((5, 6, 5), 32, 2, 1, 1, "same", id="two of many"),
+    pytest.param((9, 8, 10), 12, 3, 1, (1, 2, 3), "same", id="three of twelve, dilated"),
+    pytest.param((4, 23, 24), 8, 2, 1, 1, "same", id="two of eight, one plane at a time"),
+    pytest.param((9, 10, 11), 12, 3, 1, 1, "valid", id="three of twelve, unpadded"),
     pytest.param((6, 7, 9), 32, 3, (1, 2, 2), (2, 1, 1), "valid", id="three of many, mixed steps"),
 ]
 
@@ -38,6 +42,9 @@ TRANSPOSED = [
     pytest.param((3, 4, 3), 2, 3, (4, 4, 4), 2, "same", id="blocks"),
     pytest.param((2, 3, 2), 2, 1, (6, 6, 6), 4, "same", id="completed blocks"),
     pytest.param((2, 1, 2), 1, 2, (10, 5, 4), (8, 1, 3), "valid", id="mixed blocks"),
+    pytest.param((6, 6, 7), 2, 3, (4, 4, 4), 2, "same", id="many blocks"),
+    pytest.param((6, 7, 6), 3, 2, (6, 6, 6), 4, "same", id="many incomplete blocks"),
+    pytest.param((6, 6, 7), 2, 1, (9, 8, 1), (4, 2, 2), "valid", id="many blocks, unequal"),
 ]
 
 
@@ -203,7 +210,7 @@ def test_a_shift_of_the_input_is_a_shift_of_the_output(key):
 
 
 @pytest.mark.usefixtures("form")
-@pytest.mark.parametrize("num_out", [1, 4])
+@pytest.mark.parametrize("num_out", [1, 512])
 def test_bfloat16_sums_in_float32(num_out):
     # bfloat16 cannot count past 256.
     x, kernel = jnp.ones((1, 7, 7, 7, 1024), jnp.bfloat16), jnp.ones((1, 1, 1, 1024, num_out))
@@ -246,8 +253,9 @@ def test_bfloat16_is_float32_rounded(dilation, padding, key):
 def test_large_strided_kernels_agree_with_xla(key):
     x, kernel = _operands(key, (9, 8, 11), 2, 3, taps=(5, 4, 4))
     for padding in ("same", "valid"):
-        out = conv3d(x, kernel, stride=(2, 3, 2), padding=padding)
-        np.testing.assert_allclose(out, _xla(x, kernel, (2, 3, 2), 1, padding), atol=2e-5)
+        for stride in ((2, 3, 2), (5, 2, 2)):  # a part of a block at each end, whole blocks
+            out = conv3d(x, kernel, stride=stride, padding=padding)
+            np.testing.assert_allclose(out, _xla(x, kernel, stride, 1, padding), atol=2e-5)
 
 
 def test_transpose_of_a_single_voxel_draws_the_kernel(compiled):
