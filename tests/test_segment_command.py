@@ -151,6 +151,7 @@ def targets(monkeypatch):
     return given
 
 
+@pytest.mark.slow
 def test_training_adapts_to_the_boxes_of_a_tomogram(folder, tomogram, tmp_path, capsys):
     settings = "epochs = 1\nbatch_size = 4\nnum_sampled = 2\n"
     (tmp_path / "one.toml").write_text(settings)

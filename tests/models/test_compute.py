@@ -38,7 +38,7 @@ CONFIGS = {
 METHODS = {"autoencoder": "reconstruct"}
 
 
-SLOW = "jimnet", "umtl", "voxresnet", "deepfinder"  # to compile
+SLOW = "gumnet", "jimnet", "umtl", "yopo", "voxresnet", "deepfinder"  # to compile
 NAMES = pytest.mark.parametrize("name", list(CONFIGS))
 TRAINED_NAMES = pytest.mark.parametrize(
     "name", [pytest.param(each, marks=[pytest.mark.slow] * (each in SLOW)) for each in CONFIGS]

@@ -79,6 +79,7 @@ def target():
     return particles(1, snr=0.5)
 
 
+@slow
 def test_masks_of_particles_without_noise_are_learned(source):
     clean, fresh = particles(0, snr=1e3, num=16), particles(0, snr=1e3, num=4)
     config = configured("source-only", epochs=12, learning_rate=1e-2)
@@ -149,9 +150,9 @@ def usual(surest, source, target, steps):
             self.step, self.num_programs = make_step(*arguments, **options), 0
             steps.append(self)
 
-        def lower(self, *arrays):
+        def trace(self, *arrays):
             self.num_programs += 1
-            return self.step.lower(*arrays)
+            return self.step.trace(*arrays)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(training.PRESETS, "small", lambda box: SIZES)
@@ -224,6 +225,7 @@ def look(config, source, target):
     return view, batch, ask
 
 
+@slow
 def test_pseudo_labels_of_unsure_voxels_count_nothing(source, target):
     for confidence, least, most in ((0.999999, 0.0, 0.0), (0.5, 1e-3, 1.0)):
         _, batch, ask = look(configured("vox-uda", confidence=confidence), source, target)

@@ -55,14 +55,10 @@ def star_path(smooth_volumes, tmp_path):
     return tmp_path / "p.star"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "is_taught"),
-    [
-        ("jimnet", True),
-        pytest.param("jimnet", False, marks=pytest.mark.slow),
-        pytest.param("gumnet", False, marks=pytest.mark.slow),
-        pytest.param("umtl", False, marks=pytest.mark.slow),
-    ],
+    [("jimnet", True), ("jimnet", False), ("gumnet", False), ("umtl", False)],
 )
 def test_run_is_the_same(star_path, tmp_path, monkeypatch, kind, is_taught):
     monkeypatch.setitem(gumnet.PRESETS, "small", lambda box: TINY_GUMNET)
