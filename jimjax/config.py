@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -243,7 +243,7 @@ def override_compute(
     """The configuration with another way to compute, as far as one is given."""
     given = {"precision": precision, "rematerialise": rematerialise}
     given = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(config, compute=dataclasses.replace(config.compute, **given))
+    return replace(config, compute=replace(config.compute, **given))
 
 
 def config_differences(kept: Any, given: Any) -> list[str]:
@@ -264,7 +264,8 @@ def _flat(config: Any, prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _build(kind: type, values: dict[str, Any], path: str, prefix: str) -> Any:
+def _build(kind: type, values: dict[str, Any], path: str, prefix: str, default: Any = None) -> Any:
+    """A configuration of some values; the others are those of a default, or of the kind's own."""
     hints = get_type_hints(kind)
     for key in values:
         if key not in hints:
@@ -279,13 +280,18 @@ def _build(kind: type, values: dict[str, Any], path: str, prefix: str) -> Any:
         if dataclasses.is_dataclass(hint):
             if not isinstance(value, dict):
                 raise InputError(f"{path}: '{name}' must be a table [{name}]")
-            arguments[key] = _build(hint, value, path, f"{name}.")
+            arguments[key] = _build(hint, value, path, f"{name}.", _default_of(kind, key))
         else:
             arguments[key] = _checked(hint, value, path, name)
     try:
-        return kind(**arguments)
+        return kind(**arguments) if default is None else replace(default, **arguments)
     except ValueError as problem:
         raise InputError(f"{path}: {problem}") from problem
+
+
+def _default_of(kind: type, name: str) -> Any:
+    (own,) = (each for each in dataclasses.fields(kind) if each.name == name)
+    return own.default_factory() if own.default is dataclasses.MISSING else own.default
 
 
 def _checked(hint: Any, value: Any, path: str, name: str) -> Any:

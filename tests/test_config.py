@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from jimjax.cluster.disca_config import DiscaConfig
 from jimjax.config import RunConfig, read_config, write_config
 from jimjax.io.errors import InputError
+from jimjax.models.compute import Compute
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted([*ROOT.glob("configs/*.toml"), *ROOT.glob("jimjax/presets/*.toml")])
@@ -80,3 +82,10 @@ def test_mistake_is_named_with_file_and_key(read, text, message):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"absent\.toml: cannot be read"):
         read_config(tmp_path / "absent.toml")
+
+
+def test_section_that_is_left_out_in_part_keeps_what_the_method_has_otherwise(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text('[compute]\nprecision = "bfloat16"\n')
+    assert read_config(path, DiscaConfig).compute == Compute("bfloat16", rematerialise=True)
+    assert read_config(path).compute == Compute("bfloat16")
