@@ -21,7 +21,8 @@ from jimjax.cluster import features
 from jimjax.models import functional, jimnet, weights, yopo
 from jimjax.models.compute import Compute
 from jimjax.models.functional import Network
-from jimjax.train.costs import count_flops, peak_flops
+from jimjax.train.costs import peak_flops
+from jimjax.train.program import compile_program
 
 BOX, NUM_CLASSES, ROUNDS = 32, 5, 5
 CONFIGS = {
@@ -42,12 +43,13 @@ def run(name: str, precision: str, batch: int, num: int) -> dict[str, object]:
     network = weights.build(CONFIGS[name], jax.random.key(0), Compute(precision))
     volumes = np.random.default_rng(0).normal(size=(num, *(BOX,) * 3)).astype(np.float32)
     part = jax.device_put(volumes[:batch])
-    traced = _ask.trace(network, part)
-    flops = count_flops(traced) / batch
-    compiled = traced.lower().compile()
+    program = compile_program(_ask, network, part)
+    flops = program.flops / batch
     device, host = measure.interleaved_medians(
         [
-            lambda: jax.block_until_ready([compiled(network, part) for _ in range(num // batch)]),
+            lambda: jax.block_until_ready(
+                [program.run(network, part) for _ in range(num // batch)]
+            ),
             lambda: features.describe(network, volumes, batch_size=batch),
         ],
         rounds=ROUNDS,

@@ -26,7 +26,6 @@ import argparse
 import importlib.metadata
 import json
 import platform
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,8 +42,9 @@ from jimjax import ops
 from jimjax.models import functional, gumnet, jimnet, voxresnet, weights, yopo
 from jimjax.models.compute import Compute
 from jimjax.models.functional import Network
-from jimjax.train.costs import count_flops, peak_bytes, peak_flops
+from jimjax.train.costs import peak_flops
 from jimjax.train.losses import cross_entropy
+from jimjax.train.program import Program, compile_program
 from jimjax.train.state import Optimizer, initial_state
 from jimjax.train.step import LossResult, make_step
 
@@ -228,7 +228,7 @@ class Bench(NamedTuple):
                     "max_error": errors[peer],
                     "particles_per_second": self.num / own,
                     "compile_seconds": program.seconds,
-                    "peak_bytes": program.peak_bytes,
+                    "peak_bytes": program.needed_bytes,
                     "peer_peak_bytes": peaks[peer] or None,
                     "gflops_per_particle": program.flops / self.num / 1e9,
                     "gflops_per_second": rate / 1e9,
@@ -238,7 +238,7 @@ class Bench(NamedTuple):
 
     def _training(
         self, case: Case, network: Network, batch: Mapping[str, np.ndarray]
-    ) -> tuple[Callable[[], jax.Array], "Program"]:
+    ) -> tuple[Callable[[], jax.Array], Program]:
         def loss(network: Network, batch: Arrays, key: jax.Array) -> tuple[jax.Array, LossResult]:
             del key
             value, stats = case.loss(network, batch)
@@ -247,7 +247,7 @@ class Bench(NamedTuple):
         optimizer = Optimizer(optax.adam(RATE), lambda step: jnp.float32(RATE))
         state = jax.tree.map(jnp.copy, initial_state(network, optimizer))
         arrays, key = jax.tree.map(jnp.asarray, dict(batch)), jax.random.key(1)
-        program = _compile(make_step(network, loss, optimizer), state, arrays, key)
+        program = compile_program(make_step(network, loss, optimizer), state, arrays, key)
 
         def step() -> jax.Array:
             nonlocal state
@@ -258,7 +258,7 @@ class Bench(NamedTuple):
 
     def _inference(
         self, case: Case, network: Network, batch: Mapping[str, np.ndarray]
-    ) -> tuple[Callable[[], jax.Array], "Program"]:
+    ) -> tuple[Callable[[], jax.Array], Program]:
         parts = network.params, network.stats
         arrays = jax.tree.map(jnp.asarray, dict(batch))
 
@@ -266,7 +266,7 @@ class Bench(NamedTuple):
         def ask(parts: tuple[Any, Any], arrays: Arrays) -> jax.Array:
             return case.ask(Network(network.graphdef, *parts), arrays)
 
-        program = _compile(ask, parts, arrays)
+        program = compile_program(ask, parts, arrays)
         return lambda: jax.block_until_ready(program.run(parts, arrays)), program
 
     def _peers(
@@ -329,30 +329,6 @@ def _draw(case: Case, num: int) -> dict[str, np.ndarray]:
         "labels": generator.integers(NUM_CLASSES, size=(num, *case.labels_shape)),
         "mask": np.asarray(mask, np.float32),
     }
-
-
-class Program(NamedTuple):
-    """A compiled function, and what it costs.
-
-    Attributes:
-        run: the function.
-        seconds: of tracing and compiling.
-        flops: of a call.
-        peak_bytes: arguments, results and what is in between; None where it is not known.
-    """
-
-    run: Callable[..., Any]
-    seconds: float
-    flops: float
-    peak_bytes: int | None
-
-
-def _compile(function: Any, *arguments: Any) -> Program:
-    start = time.perf_counter()
-    traced = function.trace(*arguments)
-    compiled = traced.lower().compile()
-    seconds = time.perf_counter() - start
-    return Program(compiled, seconds, count_flops(traced), peak_bytes(compiled))
 
 
 def _now_held(device: str) -> int:

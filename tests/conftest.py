@@ -12,6 +12,7 @@ import pytest
 from scipy import ndimage
 from small_networks import steerable
 
+from jimjax import cli
 from jimjax.models import functional
 from jimjax.models.functional import Network
 from jimjax.models.jimnet import JimNet
@@ -34,6 +35,18 @@ LONGEST = {"test_run.py", "test_jimnet.py", "test_battery.py", "test_em.py", "te
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begins with the longest files, so that no process is left alone with one at the end."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture
+def jimjax(capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, list[str]]]:
+    """Runs a command; gives exit code, stdout and the lines of stderr."""
+
+    def run(*arguments: Any) -> tuple[int, str, list[str]]:
+        code = cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err.splitlines()
+
+    return run
 
 
 @pytest.fixture(scope="session", autouse=True)

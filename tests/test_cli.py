@@ -39,18 +39,6 @@ def _environment(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def jimjax(capsys):
-    """Runs a command; gives exit code, stdout and the lines of stderr."""
-
-    def run(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err.splitlines()
-
-    return run
-
-
 def particles_of(seed=0, num=NUM, num_classes=3):
     rng = np.random.default_rng(seed)
     return Subtomograms(

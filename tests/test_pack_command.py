@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from small_particles import noise_particles
 
 from jimjax import cli
-from jimjax.data.subtomograms import Subtomograms, load, to_star
+from jimjax.data.subtomograms import load, to_star
 from jimjax.io import new_table, write_volume
 from jimjax.train import run as runs
 
@@ -19,30 +20,8 @@ def _environment(monkeypatch):
 
 
 @pytest.fixture
-def jimjax(capsys):
-    """Runs a command; gives exit code, stdout and the lines of stderr."""
-
-    def run(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err.splitlines()
-
-    return run
-
-
-@pytest.fixture
 def star_path(tmp_path):
-    rng = np.random.default_rng(0)
-    particles = Subtomograms(
-        volumes=rng.normal(size=(NUM, BOX, BOX, BOX)).astype(np.float32),
-        tilt_ranges=np.tile(np.float32([-60, 60]), (NUM, 1)),
-        voxel_size=10.0,
-        names=tuple(map(str, range(NUM))),
-        halves=1 + np.arange(NUM) % 2,
-        rotations=np.tile(np.eye(3, dtype=np.float32), (NUM, 1, 1)),
-        shifts=np.zeros((NUM, 3), np.float32),
-        labels=np.arange(NUM) % 2,
-    )
+    particles = noise_particles(NUM, BOX, num_classes=2)
     to_star(particles, tmp_path / "p.star", stack_path=tmp_path / "p.mrcs")
     return tmp_path / "p.star"
 

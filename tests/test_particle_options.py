@@ -4,10 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+from small_particles import noise_particles
 
 from jimjax import cli
 from jimjax.commands.particles import ParticleOptions, TiltedParticleOptions
-from jimjax.data.subtomograms import Subtomograms, to_star
+from jimjax.data.subtomograms import to_star
 from jimjax.io import read_particles
 
 NUM, BOX = 8, 8
@@ -20,17 +21,7 @@ def star(tmp_path, monkeypatch):
     for name in ("data", "elsewhere/work", "results/deep"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "elsewhere" / "work")
-    rng = np.random.default_rng(0)
-    particles = Subtomograms(
-        volumes=rng.normal(size=(NUM, BOX, BOX, BOX)).astype(np.float32),
-        tilt_ranges=np.tile(np.float32([-60, 60]), (NUM, 1)),
-        voxel_size=10.0,
-        names=tuple(map(str, range(NUM))),
-        halves=1 + np.arange(NUM) % 2,
-        rotations=np.tile(np.eye(3, dtype=np.float32), (NUM, 1, 1)),
-        shifts=np.zeros((NUM, 3), np.float32),
-        labels=np.zeros(NUM, np.int32),
-    )
+    particles = noise_particles(NUM, BOX)
     path = tmp_path / "data" / "p.star"
     to_star(particles, path, stack_path=path.with_suffix(".mrcs"))
     return path

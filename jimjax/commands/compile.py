@@ -89,16 +89,17 @@ def _devices(mesh: "Mesh") -> dict[str, Any]:
 def _row(found: "Rehearsed") -> dict[str, Any]:
     from jimjax.train.program import device_bytes, fitting_rows
 
-    program, available = found.program, device_bytes()
+    step, available = found.step, device_bytes()
+    program = step.program
     is_known = available is not None and program.needed_bytes is not None
     return {
         "stage": found.stage,
-        "rows": program.num_rows,
+        "rows": step.num_rows,
         "gflops_per_step": program.flops / 1e9,
-        "state_bytes": program.state_bytes,
+        "state_bytes": step.state_bytes,
         "needed_bytes": program.needed_bytes,
         "fits": program.needed_bytes <= available if is_known else None,
-        "largest_batch": fitting_rows(program, available) if is_known else None,
+        "largest_batch": fitting_rows(step, available) if is_known else None,
         "compile_seconds": round(program.seconds, 1),
     }
 
@@ -121,7 +122,6 @@ def _table(record: dict[str, Any]) -> str:
 
 
 def _size(num_bytes: int | None) -> str:
-    if num_bytes is None:
-        return "?"
-    unit, name = (2**30, "GiB") if num_bytes >= 2**30 else (2**20, "MiB")
-    return f"{num_bytes / unit:.1f} {name}"
+    from jimjax.device_memory import format_bytes
+
+    return "?" if num_bytes is None else format_bytes(num_bytes)

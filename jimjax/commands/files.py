@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jimjax
+from jimjax.device_memory import machine_bytes
 from jimjax.io.errors import InputError
 from jimjax.io.files import replace_file
 
@@ -75,9 +76,7 @@ def memory_bytes(gib: float | None) -> float:
         InputError: if it is negative.
     """
     if gib is None:
-        if not hasattr(os, "sysconf"):  # Windows
-            return math.inf
-        return MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return MEMORY_SHARE * (machine_bytes() or math.inf)
     if not gib >= 0:
         raise InputError(f"--memory must be 0 GiB or more, got {gib:g}")
     return gib * 2**30

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jimjax import distributed
 from jimjax.data.batches import Taken, is_taken
 from jimjax.data.lazy import LazyVolumes, Volumes
+from jimjax.device_memory import told_bytes
 from jimjax.mesh import replicate, split_batch, split_rows
 
 RESIDENT_SHARE = 0.25  # of a device's memory, for what stays there
@@ -101,7 +102,7 @@ def resident_limit(mesh: Mesh) -> float:
     all devices of a host.
     """
     device = mesh.local_devices[0]
-    told = (device.memory_stats() or {}).get("bytes_limit")
+    told = told_bytes(device)
     limit = RESIDENT_BYTES / len(mesh.local_devices) if told is None else RESIDENT_SHARE * told
     return float(distributed.from_first(np.float32(limit)))
 

@@ -159,19 +159,19 @@ class _Step:
     """A step that is compiled when it is first asked for."""
 
     def __init__(self, step: Any, name: str):
-        self._step, self._name, self._program = step, name, None
+        self._step, self._name, self._run = step, name, None
 
     def __call__(
         self, meter: Meter, state: TrainState, batch: Any, key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        if self._program is None:
+        if self._run is None:
             with meter.compiling():
-                program = compile_step(self._step, state, batch, key)
-            if lack := lack_of_memory(program, device_bytes()):
+                compiled = compile_step(self._step, state, batch, key)
+            if lack := lack_of_memory(compiled, device_bytes()):
                 raise TrainingError(f"stage '{self._name}': {lack}")
-            self._program = program
-            meter.know(program.flops / program.num_devices)
-        return self._program.run(state, batch, key)
+            self._run = compiled.program.run
+            meter.know(compiled.program.flops / compiled.num_devices)
+        return self._run(state, batch, key)
 
 
 class _Run:

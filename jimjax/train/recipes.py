@@ -15,3 +15,8 @@ def recipe_of(config: RunConfig) -> ModuleType:
     the same arguments, and those that a teacher can teach ``taught_loss``.
     """
     return RECIPES[config.network.kind]
+
+
+def settle(config: RunConfig) -> RunConfig:
+    """What the tasks of a UMTL make of a configuration; that of another network stays."""
+    return umtl.settle(config) if config.network.kind == "umtl" else config

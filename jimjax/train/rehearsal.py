@@ -11,11 +11,11 @@ from jimjax.config import RunConfig
 from jimjax.data.subtomograms import Subtomograms
 from jimjax.mesh import replicate, split_state
 from jimjax.models.functional import Network
-from jimjax.train import em, gumnet, jimnet, umtl
+from jimjax.train import em, gumnet, jimnet
 from jimjax.train.feeding import Feeder
 from jimjax.train.loop import Stage
-from jimjax.train.program import Program, compile_step
-from jimjax.train.recipes import recipe_of
+from jimjax.train.program import StepProgram, compile_step
+from jimjax.train.recipes import recipe_of, settle
 from jimjax.train.state import initial_state
 from jimjax.train.step import make_step
 
@@ -28,11 +28,11 @@ class Rehearsed(NamedTuple):
 
     Attributes:
         stage: its name.
-        program: compiled.
+        step: compiled.
     """
 
     stage: str
-    program: Program
+    step: StepProgram
 
 
 def rehearse(config: RunConfig, *, box: int, num_particles: int, mesh: Mesh) -> list[Rehearsed]:
@@ -51,7 +51,7 @@ def rehearse(config: RunConfig, *, box: int, num_particles: int, mesh: Mesh) -> 
     Raises:
         ValueError: if the network cannot be built for the box.
     """
-    settled = umtl.settle(config) if config.network.kind == "umtl" else config
+    settled = settle(config)
     network = recipe_of(config).build_network(config, box)
     optimizer = jimnet.build_optimizer(settled, num_particles)
     state = split_state(initial_state(network, optimizer), mesh)

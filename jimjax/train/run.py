@@ -21,11 +21,11 @@ from jimjax.models.functional import Network
 from jimjax.models.weights import Description, Weights, load_weights, save_weights, transplant
 from jimjax.progress import Progress
 from jimjax.segment.pseudo_labels import central_components
-from jimjax.train import em, gumnet, jimnet, umtl
+from jimjax.train import em, gumnet, jimnet
 from jimjax.train import teacher as teaching
 from jimjax.train.checkpoint import open_checkpoints
 from jimjax.train.profile import Profile
-from jimjax.train.recipes import recipe_of
+from jimjax.train.recipes import recipe_of, settle
 from jimjax.train.records import CONFIG, PROVENANCE, Origin, begin_folder, check_folder
 from jimjax.train.resume import CHECKPOINTS, train_in_folder
 from jimjax.train.state import initial_state, network_of
@@ -135,7 +135,7 @@ def train_run(
     mesh, key = mesh or data_mesh(), jax.random.key(config.seed)
     step_key, cluster_key = jax.random.split(key)
     box = particles.volumes.shape[-1]
-    settled = _settled(config)
+    settled = settle(config)
     optimizer = jimnet.build_optimizer(settled, len(particles))
     state = split_state(initial_state(network, optimizer), mesh)
     memory = em.initial_memory(len(particles), settled.network.num_classes, box)
@@ -188,7 +188,7 @@ def untrained_run(config: RunConfig, particles: Subtomograms) -> Run:
     _check_particles(config, particles)
     box = particles.volumes.shape[-1]
     network = recipe_of(config).build_network(config, box)
-    settled = _settled(config)
+    settled = settle(config)
     memory = em.initial_memory(len(particles), settled.network.num_classes, box)
     references = memory.references[:0]
     if _has_references(config):
@@ -224,7 +224,7 @@ def load_run(folder: str | Path) -> Run:
     provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
     num_particles, box = provenance["num_particles"], provenance["box"]
     network = recipe_of(config).build_network(config, box)
-    settled = _settled(config)
+    settled = settle(config)
     state = initial_state(network, jimnet.build_optimizer(settled, num_particles))
     state = replicate(state, data_mesh(1))
     memory = em.initial_memory(num_particles, settled.network.num_classes, box)
@@ -339,10 +339,6 @@ def _segment(run: Run, volumes: np.ndarray) -> np.ndarray:
 def _mask_chunk(network: Network, volumes: jax.Array) -> jax.Array:
     found, _ = functional.apply(network, volumes, train=False, method="segment")
     return (jax.nn.sigmoid(found.coarse) + jax.nn.sigmoid(found.fine)) / 2
-
-
-def _settled(config: RunConfig) -> RunConfig:
-    return umtl.settle(config) if config.network.kind == "umtl" else config
 
 
 def _has_references(config: RunConfig) -> bool:

@@ -10,7 +10,7 @@ from jimjax.mesh import data_mesh
 from jimjax.models.functional import Network
 from jimjax.train import loop, program
 from jimjax.train.loop import Stage, TrainingError, train
-from jimjax.train.program import Program, compile_step, fitting_rows, lack_of_memory
+from jimjax.train.program import Program, StepProgram, compile_step, fitting_rows, lack_of_memory
 from jimjax.train.state import Optimizer, initial_state
 from jimjax.train.step import LossResult, make_step
 
@@ -19,7 +19,7 @@ OPTIMIZER = Optimizer(optax.sgd(1.0), lambda step: jnp.float32(1.0))
 
 
 def _program(*, rows=16, devices=1, state=GIB, needed=9 * GIB):
-    return Program(None, 0.0, rows, devices, 0.0, state, needed)
+    return StepProgram(Program(None, 0.0, 0.0, needed), rows, devices, state)
 
 
 def _network():
@@ -56,9 +56,9 @@ def test_step_is_measured_without_being_run():
     key = jax.device_put(jax.random.key(0), mesh.devices.flat[0])
     found = compile_step(make_step(network, _loss, OPTIMIZER), state, jnp.ones((8, 3)), key)
     assert (found.num_rows, found.num_devices) == (8, 1)
-    assert found.flops == 2 * 2 * 8 * 3 * 5  # there and back to the kernel
+    assert found.program.flops == 2 * 2 * 8 * 3 * 5  # there and back to the kernel
     assert found.state_bytes == 4 * (3 * 5 + 1)
-    assert found.needed_bytes >= found.state_bytes + 4 * 8 * 3
+    assert found.program.needed_bytes >= found.state_bytes + 4 * 8 * 3
 
 
 def test_training_that_does_not_fit_is_refused_before_a_step(monkeypatch):
